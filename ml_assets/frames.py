@@ -1,0 +1,78 @@
+"""The frames that cross a module border, by name.
+
+What a table's columns mean is written once, in the YAML beside its dbt model; here are the
+columns that Python relies on.
+"""
+
+import polars as pl
+
+
+def _frame(**columns: pl.DataType | type[pl.DataType]) -> pl.Schema:
+    return pl.Schema(columns)
+
+
+SIGNALS = _frame(
+    user_id=pl.String,
+    product_id=pl.String,
+    weight=pl.Float64,
+    n_carts=pl.Int32,
+    n_purchases=pl.Int32,
+    is_training=pl.Boolean,
+)
+
+PRODUCTS = _frame(
+    product_id=pl.String,
+    title=pl.String,
+    text=pl.String,
+    added_at=pl.Datetime("us"),
+    is_available=pl.Boolean,
+)
+
+USERS = _frame(user_id=pl.String, segment=pl.String, favourite_category=pl.String)
+
+POPULARITY = _frame(
+    segment_type=pl.String,
+    segment=pl.String,
+    time_window=pl.String,
+    rank=pl.Int32,
+    product_id=pl.String,
+)
+
+HOLDOUT = _frame(user_id=pl.String, product_id=pl.String, is_new=pl.Boolean)
+
+# What the models propose to one user, best first; a null score means: that model knows nothing
+# of this user or this product.
+CANDIDATES = _frame(
+    user_id=pl.String,
+    rank=pl.Int32,
+    product_id=pl.String,
+    score=pl.Float64,
+    cf_score=pl.Float64,
+    content_score=pl.Float64,
+    source=pl.String,
+)
+
+RECOMMENDATIONS = _frame(
+    user_id=pl.String,
+    rank=pl.Int32,
+    product_id=pl.String,
+    score=pl.Float64,
+    cf_score=pl.Float64,
+    content_score=pl.Float64,
+    source=pl.String,
+    reason=pl.String,
+    because_product_id=pl.String,
+)
+
+SIMILAR_PRODUCTS = _frame(
+    product_id=pl.String, rank=pl.Int32, similar_product_id=pl.String, score=pl.Float64
+)
+
+METRICS = _frame(
+    fold=pl.String,
+    model=pl.String,
+    target=pl.String,
+    metric=pl.String,
+    value=pl.Float64,
+    n_users=pl.Int64,
+)

@@ -1,0 +1,127 @@
+"""Users and products as rows and columns: the one place where ids become positions."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import scipy.sparse as sp
+
+LOOKED_AT, PUT_IN_CART, BOUGHT = 0, 1, 2
+
+
+class TooLittleDataError(ValueError):
+    """A model cannot be fitted; the message says what it needs and what it got."""
+
+
+@dataclass(frozen=True)
+class SignalMatrix:
+    """What every user did, with the ids of rows and columns.
+
+    Row i is `user_ids[i]`, column j is `product_ids[j]`; both are sorted, so equal tables give
+    equal matrices whatever the order of their rows. Users and products without signals have
+    empty rows and columns.
+
+    Attributes:
+        weights: `(n_users, n_products)` float32, how much the user wants the product.
+        kinds: Aligned with `weights.data`: the strongest thing the user did, one of
+            `LOOKED_AT`, `PUT_IN_CART`, `BOUGHT`.
+        trains_on_user: `(n_users,)` bool, false for outliers: they are served, but not learned
+            from.
+    """
+
+    user_ids: pl.Series
+    product_ids: pl.Series
+    weights: sp.csr_matrix
+    kinds: np.ndarray
+    trains_on_user: np.ndarray
+
+    @property
+    def training(self) -> sp.csr_matrix:
+        """`weights` with the rows of outliers emptied, `(n_users, n_products)`."""
+        if self.trains_on_user.all():
+            return self.weights
+        keep = sp.diags_array(self.trains_on_user.astype(np.float32))
+        training = sp.csr_matrix(keep @ self.weights)
+        training.eliminate_zeros()
+        return training
+
+    @property
+    def bought(self) -> sp.csr_matrix:
+        """One where the user owns the product, `(n_users, n_products)`, indices sorted."""
+        return self._pattern(self.kinds == BOUGHT)
+
+    @property
+    def touched(self) -> sp.csr_matrix:
+        """One where the user has any signal, `(n_users, n_products)`, indices sorted."""
+        return self._pattern(np.ones(len(self.kinds), dtype=bool))
+
+    def _pattern(self, mask: np.ndarray) -> sp.csr_matrix:
+        # Counting kept entries up to each row's end gives the new row pointers.
+        kept_before = np.concatenate([[0], np.cumsum(mask)])
+        indptr = kept_before[self.weights.indptr]
+        data = np.ones(int(mask.sum()), dtype=np.float32)
+        return sp.csr_matrix((data, self.weights.indices[mask], indptr), shape=self.weights.shape)
+
+
+def build_signal_matrix(
+    signals: pl.DataFrame, *, user_ids: pl.Series, product_ids: pl.Series
+) -> SignalMatrix:
+    """Arrange signals as a matrix over all given users and products.
+
+    Args:
+        signals: SIGNALS, in any order.
+        user_ids: Every user that is to have a row; need not have signals.
+        product_ids: Every product that is to have a column.
+
+    Raises:
+        ValueError: if a signal names a user or product outside the given ids.
+    """
+    user_ids = user_ids.unique().sort().rename("user_id")
+    product_ids = product_ids.unique().sort().rename("product_id")
+    rows = positions(signals["user_id"], user_ids)
+    columns = positions(signals["product_id"], product_ids)
+    order = np.lexsort((columns, rows))
+    kinds = np.select(
+        [signals["n_purchases"].to_numpy() > 0, signals["n_carts"].to_numpy() > 0],
+        [BOUGHT, PUT_IN_CART],
+        default=LOOKED_AT,
+    ).astype(np.int8)
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(user_ids)))])
+    weights = sp.csr_matrix(
+        (
+            signals["weight"].to_numpy().astype(np.float32)[order],
+            columns[order].astype(np.int32),
+            indptr.astype(np.int32),
+        ),
+        shape=(len(user_ids), len(product_ids)),
+    )
+    trains_on_user = np.ones(len(user_ids), dtype=bool)
+    trains_on_user[rows[~signals["is_training"].to_numpy()]] = False
+    return SignalMatrix(
+        user_ids=user_ids,
+        product_ids=product_ids,
+        weights=weights,
+        kinds=kinds[order],
+        trains_on_user=trains_on_user,
+    )
+
+
+def positions(ids: pl.Series, known_ids: pl.Series) -> np.ndarray:
+    """Position of each id in `known_ids`, int64.
+
+    Raises:
+        ValueError: naming the first id that is not among the known ones.
+    """
+    if len(ids) == 0:
+        return np.empty(0, dtype=np.int64)
+    lookup = pl.DataFrame({"id": known_ids, "position": np.arange(len(known_ids), dtype=np.int64)})
+    found = pl.DataFrame({"id": ids}).join(lookup, on="id", how="left", maintain_order="left")[
+        "position"
+    ]
+    if found.null_count():
+        stranger = ids.filter(found.is_null())[0]
+        raise ValueError(
+            f"{known_ids.name} {stranger!r} has signals but is not in its mart "
+            f"({found.null_count():,} such rows)"
+        )
+    return found.to_numpy()

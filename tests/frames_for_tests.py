@@ -1,0 +1,102 @@
+"""Small shops, written out or drawn, in the shapes the marts have."""
+
+import numpy as np
+import polars as pl
+import scipy.sparse as sp
+
+from ml_assets.frames import POPULARITY, PRODUCTS, SIGNALS, USERS
+
+SETTINGS = {
+    "cf_model": "als",
+    "factors": 8,
+    "regularization": 0.1,
+    "alpha": 10.0,
+    "iterations": 15,
+    "content_dimensions": 16,
+    "w_cf": 0.7,
+    "w_content": 0.3,
+    "evaluated_users": 1000,
+    "block_bytes": 1 << 20,
+    "seed": 0,
+}
+
+
+def signals_of(pairs: list[tuple[str, str]], *, weight: float = 1.0, bought: bool = True):
+    """SIGNALS: each pair once, all alike."""
+    return pl.DataFrame(
+        {
+            "user_id": [user for user, _ in pairs],
+            "product_id": [product for _, product in pairs],
+            "weight": weight,
+            "n_carts": 0,
+            "n_purchases": int(bought),
+            "is_training": True,
+        },
+        schema_overrides=SIGNALS,
+    )
+
+
+def products_of(titles: dict[str, str | None], *, gone: frozenset[str] = frozenset()):
+    """PRODUCTS: id to title; those in `gone` are not available."""
+    return pl.DataFrame(
+        {
+            "product_id": list(titles),
+            "title": list(titles.values()),
+            "text": list(titles.values()),
+            "added_at": None,
+            "is_available": [product not in gone for product in titles],
+        },
+        schema_overrides=PRODUCTS,
+    )
+
+
+def users_of(segments: dict[str, str | None], *, category: str | None = None):
+    """USERS: id to segment, all with the same favourite category."""
+    return pl.DataFrame(
+        {
+            "user_id": list(segments),
+            "segment": list(segments.values()),
+            "favourite_category": category,
+        },
+        schema_overrides=USERS,
+    )
+
+
+def popularity_of(**lists: list[str]):
+    """POPULARITY: `popular=`, `last_28_days=`, `trending=` are global; others `type__segment=`."""
+    names = {
+        "popular": ("global", "all", "all_time"),
+        "last_28_days": ("global", "all", "last_28_days"),
+        "trending": ("global", "all", "trending"),
+    }
+    rows = []
+    for name, products in lists.items():
+        if name in names:
+            key = names[name]
+        else:
+            kind, segment = name.split("__")
+            key = (kind, segment, "last_28_days")
+        rows += [(*key, rank, product) for rank, product in enumerate(products, 1)]
+    return pl.DataFrame(
+        rows,
+        schema=POPULARITY,
+        orient="row",
+    )
+
+
+def checkerboard(n: int) -> list[tuple[str, str]]:
+    """Users like products of their own parity, all but the one with their own number.
+
+    After implicit's own tests: the right answer for user i is product i.
+    """
+    return [
+        (f"{user:03}", f"{product:03}")
+        for user in range(n)
+        for product in range(n)
+        if user % 2 == product % 2 and user != product
+    ]
+
+
+def random_csr_pattern(rng: np.random.Generator, shape: tuple[int, int], share: float):
+    """A 0/1 matrix with about this share of ones."""
+    return sp.csr_matrix((rng.random(shape) < share).astype(np.float32))
