@@ -12,7 +12,7 @@ from ml_assets.backtest import backtest
 from ml_assets.content import product_vectors as vectors_of_texts
 from ml_assets.evaluation import metric_table
 from ml_assets.frames import HOLDOUT, METRICS, POPULARITY, PRODUCTS, SIGNALS, USERS
-from ml_assets.models import FactorModel, fit_model, user_profiles
+from ml_assets.models import FactorModel, fit_model, rows_with_values, user_profiles
 from ml_assets.recommend import Hybrid, candidate_frame, propose, recommend
 from ml_assets.recommend import similar_products as nearest_products
 from ml_assets.signal_matrix import (
@@ -131,14 +131,12 @@ def _factor_frame(ids: pl.Series, name: str, vectors: np.ndarray, column: str) -
     outs={
         "user_factors": dg.AssetOut(
             key=["ml", "user_factors"],
-            io_manager_key="warehouse_io",
             description="The collaborative model's vector of each user. One row per user.",
             group_name="ml",
             kinds={"python", "duckdb"},
         ),
         "item_factors": dg.AssetOut(
             key=["ml", "item_factors"],
-            io_manager_key="warehouse_io",
             description="The collaborative model's vector of each product. One row per product; "
             "`array_inner_product` with a user's vector is the raw score.",
             group_name="ml",
@@ -189,7 +187,6 @@ def collaborative_model(
     key=["ml", "product_vectors"],
     group_name="ml",
     kinds={"python", "scikitlearn", "duckdb"},
-    io_manager_key="warehouse_io",
     ins={"products": _table("marts", "products", frame=PRODUCTS)},
 )
 def product_vectors(
@@ -218,7 +215,6 @@ def product_vectors(
     outs={
         "candidates": dg.AssetOut(
             key=["ml", "candidates"],
-            io_manager_key="warehouse_io",
             description="What the models propose to each user, with each model's score "
             "normalised per user. One row per (user, rank), best first.",
             group_name="ml",
@@ -226,7 +222,6 @@ def product_vectors(
         ),
         "recommendations": dg.AssetOut(
             key=["ml", "recommendations"],
-            io_manager_key="warehouse_io",
             description="The list of every user, filled by the fallback chain where the models "
             "know too little, with a reason for each row. One row per (user, rank).",
             group_name="ml",
@@ -306,7 +301,7 @@ def _hybrid(
     texts = _vectors(vectors, matrix.product_ids, "vector")
     cf = None
     if users is not None and items is not None:
-        cf = FactorModel(users, items, users.any(axis=1), items.any(axis=1))
+        cf = FactorModel(users, items, rows_with_values(users), rows_with_values(items))
     return Hybrid(
         cf=cf,
         content=None if texts is None else user_profiles(matrix, texts),
@@ -319,7 +314,6 @@ def _hybrid(
     key=["ml", "similar_products"],
     group_name="ml",
     kinds={"python", "duckdb"},
-    io_manager_key="warehouse_io",
     ins={
         "products": _table("marts", "products", frame=PRODUCTS),
         "item_factors": _table("ml", "item_factors"),
@@ -358,7 +352,6 @@ def similar_products(
     key=["ml", "offline_metrics"],
     group_name="ml",
     kinds={"python", "duckdb"},
-    io_manager_key="warehouse_io",
     deps=[["intermediate", "int_as_of"]],
     ins={
         "signals": _table("marts", "backtest_signals", frame=SIGNALS),

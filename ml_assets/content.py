@@ -3,8 +3,6 @@
 import numpy as np
 import polars as pl
 import scipy.sparse as sp
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
 from threadpoolctl import threadpool_limits
 
 from ml_assets.signal_matrix import TooLittleDataError
@@ -32,6 +30,10 @@ def product_vectors(texts: pl.Series, *, dimensions: int, seed: int) -> np.ndarr
     Raises:
         TooLittleDataError: if fewer than two products have any word.
     """
+    # Imported here: scikit-learn takes seconds to import, and most processes never train.
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     has_text = (texts.str.strip_chars().str.len_chars() > 0).fill_null(False).to_numpy()
     n_texts = int(has_text.sum())
     if n_texts < 2:

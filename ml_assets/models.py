@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from implicit.als import AlternatingLeastSquares
 from threadpoolctl import threadpool_limits
 
 from ml_assets.signal_matrix import SignalMatrix, TooLittleDataError
@@ -58,6 +57,9 @@ def fit_als(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) ->
     Raises:
         TooLittleDataError: below two users or two products to learn from.
     """
+    # Imported here: implicit takes seconds to import, and most processes never train.
+    from implicit.als import AlternatingLeastSquares
+
     training = signals.training
     n_users = int((np.diff(training.indptr) > 0).sum())
     n_items = len(np.unique(training.indices))
@@ -80,7 +82,7 @@ def fit_als(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) ->
         user_factors=user_factors,
         item_factors=als.item_factors,
         knows_user=np.diff(signals.weights.indptr) > 0,
-        knows_item=np.isin(np.arange(training.shape[1]), training.indices),
+        knows_item=np.bincount(training.indices, minlength=training.shape[1]).astype(bool),
     )
 
 
@@ -116,7 +118,7 @@ def user_profiles(signals: SignalMatrix, item_vectors: np.ndarray) -> FactorMode
         item_vectors: `(n_items, d)` float32; a row of zeros is a product without text, which
             has no part in anyone's profile.
     """
-    has_text = item_vectors.any(axis=1)
+    has_text = rows_with_values(item_vectors)
     weights = signals.weights @ sp.diags_array(has_text.astype(np.float32))
     total = np.asarray(weights.sum(axis=1), dtype=np.float64).ravel()
     share = np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)
@@ -127,6 +129,11 @@ def user_profiles(signals: SignalMatrix, item_vectors: np.ndarray) -> FactorMode
         knows_user=total > 0,
         knows_item=has_text,
     )
+
+
+def rows_with_values(vectors: np.ndarray) -> np.ndarray:
+    """`(n,)` bool: the vector is not all zeros."""
+    return np.asarray(vectors.any(axis=1))
 
 
 MODELS: dict[str, Fit] = {

@@ -33,9 +33,7 @@ class Warehouse:
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            connection = duckdb.connect(
-                str(self.path), config={"memory_limit": self.memory_limit, "TimeZone": "UTC"}
-            )
+            connection = duckdb.connect(str(self.path), config={"memory_limit": self.memory_limit})
         except duckdb.IOException as error:
             if "lock" not in str(error):
                 raise
@@ -44,6 +42,7 @@ class Warehouse:
                 "results from published/current.duckdb, never from the build file"
             ) from error
         try:
+            connection.execute("set TimeZone = 'UTC'")
             yield connection
         finally:
             connection.close()

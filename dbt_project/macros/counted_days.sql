@@ -1,0 +1,94 @@
+{#-
+CTEs `period`, `weights`, `event_days`, `counted_days`: what counts in a period of int_undone_days ('as_of',
+'backtest' or 'holdout'). Every mart that counts events builds on them, so that "bought" means the same in
+signals, popularity, pairs and holdout, and so that nothing after the period's end is looked at.
+
+Grain of counted_days: (user_id, product_id, event_type, event_on); bots and products that left the catalogue
+are out. n_events > 0 is net of what was undone; strength is the weight of one event, 0 for a low rating;
+age_days counts from the period's end; the half-life comes with the row, since an event type can have its own.
+-#}
+{% macro counted_days(period) %}
+period as (
+
+    select
+        {{ 'holdout_from' if period == 'backtest' else 'as_of' }} as until_on,
+        {{ 'as_of - holdout_from' if period == 'holdout' else 'cast(null as integer)' }} as n_days
+    from {{ ref('int_as_of') }}
+
+),
+
+weights as (
+
+    select
+        event_type,
+        weight::double as weight,
+        coalesce(half_life_days, {{ var('half_life_days') }})::double as half_life_days
+    from {{ ref('event_weights') }}
+
+),
+
+bots as (
+
+    select user_id
+    from {{ ref('int_user_activity') }}
+    where bot_since <= (select until_on from period)
+
+),
+
+undone_days as (
+
+    select * from {{ ref('int_undone_days') }}
+    where period = '{{ period }}'
+
+),
+
+event_days as (
+
+    select
+        daily_signals.*,
+        {{ dbt.datediff('daily_signals.event_on', 'period.until_on', 'day') }} as age_days
+    from {{ ref('int_daily_signals') }} as daily_signals
+    cross join period
+    where
+        age_days >= 0
+        {%- if period == 'holdout' %}
+        and age_days < period.n_days
+        {%- endif %}
+
+),
+
+counted_days as (
+
+    select
+        event_days.user_id,
+        event_days.product_id,
+        event_days.event_type,
+        event_days.event_on,
+        event_days.age_days,
+        coalesce(undone_days.n_left, event_days.n_events) as n_events,
+        case
+            when {{ is_low_rating('event_days') }} then 0
+            when event_days.event_type = 'rating' then weights.weight * event_days.rating / 5
+            else weights.weight
+        end as strength,
+        weights.half_life_days,
+        event_days.first_at,
+        event_days.last_at
+    from event_days
+    inner join weights using (event_type)
+    left join undone_days using (user_id, product_id, event_type, event_on)
+    anti join bots on event_days.user_id = bots.user_id
+    semi join {{ ref('products') }} as products on event_days.product_id = products.product_id
+    where
+        -- A purchase counts as bought even in a shop that gives it no weight.
+        (weights.weight > 0 or event_days.event_type = 'purchase')
+        and coalesce(undone_days.n_left, event_days.n_events) > 0
+
+),
+{% endmacro %}
+
+
+{#- Two stars of five are an opinion, but no preference. -#}
+{% macro is_low_rating(days) -%}
+({{ days }}.event_type = 'rating' and coalesce({{ days }}.rating, 0) < 3)
+{%- endmacro %}

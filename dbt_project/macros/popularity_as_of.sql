@@ -1,0 +1,250 @@
+{#-
+The popularity lists of the shop, of each segment and of each category, as seen at the end of
+`period` ('as_of' or 'backtest'). marts.popularity and marts.backtest_popularity are this one macro.
+
+A user's reach for a product in a time window is the strongest event they had, as a share of a purchase:
+1 for a buyer, 0.2 for someone who only looked. A score is a sum of reaches: people, not clicks, so that one
+busy user cannot lift a product.
+-#}
+{% macro popularity_as_of(period) %}
+with
+
+{{ counted_days(period) }}
+
+purchase as (
+
+    -- A shop that gives purchases no weight: the strongest event is the measure.
+    select
+        coalesce(
+            nullif(coalesce(max(weight) filter (where event_type = 'purchase'), 0), 0),
+            max(weight)
+        ) as strength
+    from weights
+
+),
+
+reaches as (
+
+    select
+        user_id,
+        product_id,
+        event_on,
+        age_days,
+        least(1, counted_days.strength / (select strength from purchase))::decimal(18, 9) as reach
+    from counted_days
+    where counted_days.strength > 0
+
+),
+
+pairs as (
+
+    select
+        user_id,
+        product_id,
+        max(reach) as reach,
+        max(reach) filter (where age_days < {{ var('popularity_recent_days') }}) as recent_reach,
+        min(event_on) as first_on
+    from reaches
+    group by user_id, product_id
+
+),
+
+segments as (
+
+    select
+        user_id,
+        {{ segment_of('stg_users') }} as segment
+    from {{ ref('stg_users') }} as stg_users
+
+),
+
+by_segment as (
+
+    select
+        pairs.product_id,
+        segments.segment,
+        sum(pairs.reach) as reach,
+        sum(pairs.recent_reach) as recent_reach,
+        count(*) as n_users,
+        count(pairs.recent_reach) as n_recent_users,
+        min(pairs.first_on) as first_on
+    from pairs
+    left join segments using (user_id)
+    group by pairs.product_id, segments.segment
+
+),
+
+by_product as (
+
+    select
+        product_id,
+        sum(reach) as reach,
+        sum(recent_reach) as recent_reach,
+        sum(n_users) as n_users,
+        sum(n_recent_users) as n_recent_users,
+        min(first_on) as first_on
+    from by_segment
+    group by product_id
+
+),
+
+available as (
+
+    select
+        product_id,
+        category,
+        added_at
+    from {{ ref('products') }} as products
+    where {{ is_available_on('products', '(select until_on from period)', knows_stock=(period == 'as_of')) }}
+
+),
+
+weekly as (
+
+    -- People per span of trending_days, the latest span being 0. Counted span by span: over the whole
+    -- month a regular buyer would be one person, and every staple would look as if it were rising.
+    select
+        user_id,
+        product_id,
+        floor(age_days / {{ var('trending_days') }}) as span,
+        max(reach) as reach
+    from reaches
+    where age_days < {{ var('trending_days') }} + {{ var('popularity_recent_days') }}
+    group by all
+
+),
+
+velocities as (
+
+    select
+        product_id,
+        coalesce(sum(reach) filter (where span = 0), 0)::double as recent,
+        coalesce(sum(reach) filter (where span > 0), 0)::double
+        * {{ var('trending_days') }} / {{ var('popularity_recent_days') }} as usual,
+        count(*) filter (where span = 0) as n_users
+    from weekly
+    group by product_id
+
+),
+
+growth as (
+
+    -- The whole shop's: in December everything sells more, and in its last week less.
+    select
+        coalesce(
+            sum(recent::decimal(18, 6))::double / nullif(sum(usual::decimal(18, 6))::double, 0),
+            1
+        ) as factor
+    from velocities
+
+),
+
+trends as (
+
+    -- How far above its expected level, in standard deviations of a count: the difference of square roots
+    -- (Anscombe, "The transformation of Poisson, binomial and negative-binomial data", 1948). Divided by the
+    -- root of what was expected, five first buyers would beat a product that went from 40 to 100.
+    select
+        product_id,
+        round(2 * (sqrt(recent + 0.375) - sqrt(usual * growth.factor + 0.375)), 9) as score,
+        n_users
+    from velocities
+    cross join growth
+
+),
+
+scores as (
+
+    select
+        'global' as segment_type,
+        'all' as segment,
+        'all_time' as time_window,
+        available.product_id,
+        coalesce(by_product.reach, 0)::double as score,
+        coalesce(by_product.n_users, 0) as n_users
+    from available
+    left join by_product using (product_id)
+
+    union all
+
+    select 'global', 'all', 'last_28_days', product_id, recent_reach::double, n_recent_users
+    from by_product
+    where n_recent_users > 0
+
+    union all
+
+    select 'global', 'all', 'trending', product_id, score, n_users
+    from trends
+    where score > 0
+
+    union all
+
+    -- A shop that does not say when a product was added: the first day somebody wanted it.
+    select
+        'global',
+        'all',
+        'new_arrivals',
+        available.product_id,
+        coalesce(by_product.reach, 0)::double,
+        coalesce(by_product.n_users, 0)
+    from available
+    left join by_product using (product_id)
+    cross join period
+    where
+        {{ dbt.datediff('coalesce(available.added_at::date, by_product.first_on)', 'period.until_on', 'day') }}
+        < {{ var('popularity_recent_days') }}
+
+    union all
+
+    select 'segment', segment, 'all_time', product_id, reach::double, n_users
+    from by_segment
+    where segment is not null
+
+    union all
+
+    select 'segment', segment, 'last_28_days', product_id, recent_reach::double, n_recent_users
+    from by_segment
+    where segment is not null and n_recent_users > 0
+
+    union all
+
+    select 'category', available.category, 'all_time', product_id, reach::double, n_users
+    from by_product
+    inner join available using (product_id)
+    where available.category is not null
+
+    union all
+
+    select 'category', available.category, 'last_28_days', product_id, recent_reach::double, n_recent_users
+    from by_product
+    inner join available using (product_id)
+    where available.category is not null and n_recent_users > 0
+
+),
+
+ranked as (
+
+    select
+        scores.*,
+        row_number() over (
+            partition by segment_type, segment, time_window order by score desc, product_id
+        ) as rank
+    from scores
+    semi join available using (product_id)
+
+)
+
+select
+    segment_type,
+    segment,
+    time_window,
+    rank::integer as rank,
+    product_id,
+    score,
+    n_users::integer as n_users
+from ranked
+where
+    rank <= {{ var('popularity_depth') }}
+    -- The list that fills every other one names everything that can be bought.
+    or (segment_type = 'global' and time_window = 'all_time')
+{% endmacro %}

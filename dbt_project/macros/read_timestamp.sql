@@ -1,0 +1,27 @@
+{#
+A text as a naive UTC timestamp, NULL when it is none. Read are:
+
+- ISO dates and timestamps: 2011-12-09, 2011-12-09 08:26, 2011-12-09T08:26:00.5Z. No offset: UTC.
+- the same with an offset: 2011-12-09T08:26:00+05:30 is 02:56 UTC.
+- whole seconds or milliseconds since 1970. From 100,000,000,000 on they are milliseconds: as
+  seconds that would be the year 5138, as milliseconds it is 1973.
+
+The cast to TIMESTAMP drops an offset without a word; the one to TIMESTAMPTZ heeds it and takes four
+times as long. So a text that has no room for an offset goes to the first.
+#}
+{% macro read_timestamp(text) -%}
+    case
+        when length({{ text }}) = 19 and {{ text }}[17] = ':' then try_cast({{ text }} as timestamp)
+        when length({{ text }}) = 20 and {{ text }}[17] = ':' and {{ text }}[20] = 'Z'
+            then try_cast({{ text }} as timestamp)
+        when try_cast({{ text }} as timestamptz) is not null
+            then case
+                when isfinite(try_cast({{ text }} as timestamptz))
+                    then try_cast({{ text }} as timestamptz) at time zone 'UTC'
+            end
+        when abs(try_cast({{ text }} as bigint)) < 100000000000
+            then make_timestamp(try_cast({{ text }} as bigint) * 1000000)
+        when abs(try_cast({{ text }} as bigint)) < 100000000000000
+            then make_timestamp(try_cast({{ text }} as bigint) * 1000)
+    end
+{%- endmacro %}

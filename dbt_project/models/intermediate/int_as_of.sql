@@ -1,0 +1,38 @@
+-- Grain: one row: the day everything is computed for.
+{% set as_of = var('as_of') %}
+
+with
+
+events as (
+
+    select * from {{ ref('stg_events') }}
+
+),
+
+chosen as (
+
+    {% if as_of is none %}
+    select coalesce(
+        max(event_on),
+        error(
+            'No event was accepted, so there is no latest day to recommend for. Look up why in '
+            || 'staging.rejected_rows, add events to the landing folder, or set the variable as_of.'
+        )
+    ) as as_of
+    from events
+    {% else %}
+    select coalesce(
+        try_cast('{{ as_of | string | replace("'", "''") }}' as date),
+        error(
+            'The variable as_of is "{{ as_of | string | replace("'", "''") }}": '
+            || 'expected a date such as 2011-12-09, or nothing for the day of the latest event.'
+        )::date
+    ) as as_of
+    {% endif %}
+
+)
+
+select
+    as_of,
+    as_of - {{ var('holdout_days') }} as holdout_from
+from chosen

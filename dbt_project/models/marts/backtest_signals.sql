@@ -1,0 +1,2 @@
+-- Grain: one row per (user, product), as of holdout_from: marts.signals as it was before the holdout.
+{{ signals_as_of('backtest') }}

@@ -1,0 +1,3 @@
+-- Who has signals gets recommendations, and those are made for marts.users.
+select distinct user_id
+from {{ ref('signals') }} anti join {{ ref('users') }} using (user_id)

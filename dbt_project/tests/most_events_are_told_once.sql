@@ -1,0 +1,22 @@
+-- More than a fifth duplicates: rather an event_id that is not one event's own, or a file that came
+-- twice under another name and in another order, than double clicks.
+{{ config(severity='warn') }}
+
+with
+
+events as (
+
+    select count(*) as n_events from {{ ref('stg_events') }}
+
+),
+
+duplicates as (
+
+    select count(*) as n_duplicates from {{ ref('int_duplicate_events') }}
+
+)
+
+select n_events, n_duplicates
+from events
+cross join duplicates
+where n_duplicates > 0.2 * n_events

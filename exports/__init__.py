@@ -1,0 +1,1 @@
+"""Published versions: tables, files and Redis, and the reader that applications use."""

@@ -1,0 +1,257 @@
+"""Publishing as Dagster assets: stage, copy to files and Redis, switch. See `publish.py`."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import duckdb
+
+from exports import files, publish, redis_load, versions
+from exports.errors import PublishError
+from exports.redis_server import EmbeddedRedis
+from exports.versions import Version
+from ml_assets.assets import RecommenderSettings
+from ml_assets.warehouse import Warehouse
+
+# Keys of a version that is never replaced, because the line stopped running, go away in the end.
+TTL_SECONDS = 30 * 24 * 3600
+POPULAR_DEPTH = 100
+
+
+@dataclass(frozen=True)
+class Publishing:
+    """Where versions go, and what is recorded of how they were made.
+
+    Attributes:
+        home: Folder of the embedded Redis.
+        published: Folder of the files that readers open.
+        redis_url: A server's URL, `embedded`, or `off`.
+        retain: Versions kept for a rollback, the live one included.
+        code_version: Of recmart.
+        config_files: Files whose content is part of the configuration.
+    """
+
+    home: Path
+    published: Path
+    redis_url: str
+    retain: int
+    code_version: str
+    config_files: tuple[Path, ...]
+
+    def connect_redis(self) -> str | None:
+        """The URL to load, the embedded server started if need be; None if Redis is off.
+
+        Raises:
+            PublishError: if the embedded server cannot be started.
+        """
+        if self.redis_url == "off":
+            return None
+        return EmbeddedRedis(self.home).start() if self.redis_url == "embedded" else self.redis_url
+
+    def config_hash(self, recommender: RecommenderSettings) -> str:
+        """Changes with every setting that can change a recommendation."""
+        digest = hashlib.sha256(json.dumps(recommender.as_settings(), sort_keys=True).encode())
+        for path in self.config_files:
+            digest.update(path.read_bytes())
+        return digest.hexdigest()[:16]
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+def _failure(error: PublishError) -> dg.Failure:
+    # Not retried: what is wrong here stays wrong until somebody mends it.
+    return dg.Failure(description=str(error), allow_retries=False)
+
+
+@dg.asset(
+    key=["serving", "candidate"],
+    group_name="serving",
+    kinds={"duckdb"},
+    deps=[
+        ["ml", "recommendations"],
+        ["ml", "similar_products"],
+        ["ml", "offline_metrics"],
+        ["marts", "product_pairs"],
+        ["marts", "popularity"],
+        ["marts", "products"],
+        ["intermediate", "int_as_of"],
+    ],
+)
+def candidate(
+    context: dg.AssetExecutionContext,
+    warehouse: dg.ResourceParam[Warehouse],
+    publishing: dg.ResourceParam[Publishing],
+    recommender: RecommenderSettings,
+) -> dg.MaterializeResult:
+    """The next version: all surfaces in `serving.*` under one version id, seen by nobody yet."""
+    with warehouse.connect() as connection:
+        as_of = connection.execute("select as_of from intermediate.int_as_of").fetchone()
+        assert as_of is not None
+        try:
+            version = versions.stage_version(
+                connection,
+                as_of=as_of[0],
+                run_id=context.run_id,
+                seed=recommender.seed,
+                config_hash=publishing.config_hash(recommender),
+                code_version=publishing.code_version,
+                created_at=_now(),
+                top_n=recommender.top_n,
+                popular_depth=POPULAR_DEPTH,
+            )
+        except PublishError as error:
+            raise _failure(error) from None
+    context.log.info(f"version {version.version} is {version.state}")
+    return dg.MaterializeResult(
+        metadata={
+            "version": version.version,
+            "state": version.state,
+            "content_hash": version.content_hash,
+            "dagster/row_count": version.n_rows,
+            "users": version.n_users,
+        }
+    )
+
+
+@dg.asset(
+    key=["serving", "files"],
+    group_name="serving",
+    kinds={"parquet", "duckdb"},
+    deps=[candidate],
+)
+def version_files(
+    warehouse: dg.ResourceParam[Warehouse], publishing: dg.ResourceParam[Publishing]
+) -> dg.MaterializeResult:
+    """The version as Parquet files and a read-only DuckDB snapshot, beside the live ones."""
+    with warehouse.connect() as connection:
+        try:
+            version = versions.staged_version(connection)
+            manifest = files.write_version_files(connection, version, publishing.published)
+        except PublishError as error:
+            raise _failure(error) from None
+    folder = files.version_dir(publishing.published, version.version)
+    return dg.MaterializeResult(
+        metadata={
+            "version": version.version,
+            "folder": dg.MetadataValue.path(str(folder)),
+            "megabytes": round(sum(manifest.n_bytes.values()) / 1e6, 1),
+            "rows": dg.MetadataValue.json(manifest.n_rows),
+        }
+    )
+
+
+@dg.asset(
+    key=["serving", "redis"],
+    group_name="serving",
+    kinds={"redis"},
+    deps=[candidate, version_files],
+)
+def redis_lists(
+    context: dg.AssetExecutionContext,
+    warehouse: dg.ResourceParam[Warehouse],
+    publishing: dg.ResourceParam[Publishing],
+) -> dg.MaterializeResult:
+    """The version in Redis under its own prefix, verified against the tables."""
+    with warehouse.connect() as connection:
+        version = versions.staged_version(connection)
+        try:
+            url = publishing.connect_redis()
+            if url is None:
+                return dg.MaterializeResult(metadata={"skipped": "REDIS_URL=off"})
+            report = redis_load.load_version(
+                connection,
+                version,
+                redis_url=url,
+                ttl_seconds=TTL_SECONDS,
+                progress=lambda done, total: context.log.info(
+                    f"loaded {done:,} of {total:,} lists"
+                ),
+            )
+        except PublishError as error:
+            raise _failure(
+                _without_redis(context, connection, publishing, version, error)
+            ) from None
+    return dg.MaterializeResult(
+        metadata={
+            "version": version.version,
+            "lists": dg.MetadataValue.json(report.n_lists),
+            "megabytes": round(report.n_bytes / 1e6, 1),
+        }
+    )
+
+
+def _without_redis(
+    context: dg.AssetExecutionContext,
+    connection: duckdb.DuckDBPyConnection,
+    publishing: Publishing,
+    version: Version,
+    error: PublishError,
+) -> PublishError:
+    """What to say when Redis cannot be loaded, after doing what can still be done.
+
+    With a version live, everything stays as it is, so that all surfaces show the same one. On
+    the first run there is nothing to keep: tables and files are published without Redis.
+    """
+    if versions.live_version(connection) is not None:
+        return PublishError(f"{error} The last published version stays live.")
+    _switch(context, connection, publishing, version, redis_url=None)
+    return PublishError(f"{error} Tables and files of version {version.version} are published.")
+
+
+@dg.asset(
+    key=["serving", "live"],
+    group_name="serving",
+    kinds={"duckdb", "redis"},
+    deps=[candidate, version_files, redis_lists],
+)
+def live(
+    context: dg.AssetExecutionContext,
+    warehouse: dg.ResourceParam[Warehouse],
+    publishing: dg.ResourceParam[Publishing],
+) -> dg.MaterializeResult:
+    """Which version readers see: switched here for tables, snapshot and Redis."""
+    with warehouse.connect() as connection:
+        version = versions.staged_version(connection)
+        try:
+            redis_url = publishing.connect_redis()
+            now_live = _switch(context, connection, publishing, version, redis_url=redis_url)
+            removed = publish.remove_old(
+                connection,
+                published_dir=publishing.published,
+                redis_url=redis_url,
+                retain=publishing.retain,
+                happened_at=_now(),
+            )
+        except PublishError as error:
+            raise _failure(error) from None
+    metadata: dict[str, Any] = {
+        "version": now_live.version,
+        "as_of": str(now_live.as_of),
+        "content_hash": now_live.content_hash,
+        "removed_versions": ", ".join(removed) or "none",
+    }
+    return dg.MaterializeResult(metadata=metadata)
+
+
+def _switch(
+    context: dg.AssetExecutionContext,
+    connection: duckdb.DuckDBPyConnection,
+    publishing: Publishing,
+    version: Version,
+    *,
+    redis_url: str | None,
+) -> Version:
+    return publish.switch_live(
+        connection,
+        version.version,
+        published_dir=publishing.published,
+        redis_url=redis_url,
+        run_id=context.run_id,
+        happened_at=_now(),
+    )

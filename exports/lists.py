@@ -1,0 +1,137 @@
+"""The lists an application can ask for, and how one list looks in Redis.
+
+Belongs here: the kinds of lists as SQL over the serving tables, their keys, their values. The
+loader writes Redis from this SQL and the reader asks the snapshot with it, so that the two give
+the same answers by construction. Does not belong here: connections.
+
+For application developers, any language:
+
+1. `GET recmart:current` gives the live version, say `20111209T000000-3f2a91bc`.
+2. `GET recmart:{version}:{kind}:{id}` gives one list, best first:
+
+   | key                                    | list                                             |
+   |----------------------------------------|--------------------------------------------------|
+   | `recmart:{version}:user:{user_id}`     | recommendations for a user                       |
+   | `recmart:{version}:similar:{product_id}`  | products like this one                        |
+   | `recmart:{version}:together:{product_id}` | often bought with it; score = log-likelihood  |
+   | `recmart:{version}:popular:all`        | popular of all time                              |
+   | `recmart:{version}:popular:trending`   | rising this week                                 |
+   | `recmart:{version}:popular:segment:{segment}` | popular in a segment, last 28 days        |
+
+   Segments have their own prefix because a shop may have a segment called "all".
+
+3. The value is JSON in UTF-8:
+
+   {"items":[["85123A",1.234567,0],["22423",1.1,0],["47566",3.0,1]],
+    "why":[["hybrid","Because you bought WHITE METAL LANTERN"],["trending","Trending now"]]}
+
+   An item is [product_id, score, position in "why"]; a "why" is [source, reason], reason may be
+   null. Many products of a list share their reason; writing it once halves the memory.
+
+A missing key means that the user or product is unknown: take `popular:segment:...`, then
+`popular:trending`, then `popular:all`. Read `recmart:current` again for every request (MGET takes
+both keys in one go): the previous version is kept, so a list read just after a switch is whole.
+"""
+
+import json
+from dataclasses import dataclass
+
+POINTER = "recmart:current"
+POPULAR_ALL = "all"
+POPULAR_TRENDING = "trending"
+
+# Scores with six decimals, tiny and huge ones with six digits. Shortest-round-trip doubles have 17
+# digits: half of the value's bytes, for figures nobody compares that closely.
+_SCORE_TEXT = """
+    case
+        when abs(score) >= 0.001 and abs(score) < 1e9 then score::decimal(18, 6)::varchar
+        else format('{:.6g}', score)
+    end"""
+
+# One select per kind: list_id, rank, product_id, score, source, reason. {scope} is the condition on
+# the version: the warehouse holds several, a snapshot one.
+_ROWS = {
+    "user": """
+        select user_id as list_id, rank, product_id, score, source, reason
+        from serving.recommendations where {scope}""",
+    "similar": """
+        select product_id as list_id, rank, similar_product_id as product_id, score,
+            'similar' as source, 'Similar product' as reason
+        from serving.similar_products where {scope}""",
+    "together": """
+        select product_id as list_id, rank, other_product_id as product_id,
+            log_likelihood as score, 'together' as source, 'Often bought together' as reason
+        from serving.bought_together where {scope}""",
+    "popular": """
+        select
+            case
+                when segment_type = 'segment' then 'segment:' || segment
+                when time_window = 'trending' then 'trending'
+                else 'all'
+            end as list_id,
+            rank, product_id, score,
+            case
+                when segment_type = 'segment' then 'segment'
+                when time_window = 'trending' then 'trending'
+                else 'popular'
+            end as source,
+            case
+                when segment_type = 'segment' then 'Popular in ' || segment
+                when time_window = 'trending' then 'Trending now'
+                else 'Popular with everyone'
+            end as reason
+        from serving.popular
+        where {scope} and (segment_type, time_window) in (
+            ('global', 'all_time'), ('global', 'trending'), ('segment', 'last_28_days')
+        )""",
+}
+
+KINDS = tuple(_ROWS)
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """One product of a list. Rank 1 is best; score never rises with rank inside one source."""
+
+    product_id: str
+    rank: int
+    score: float
+    source: str
+    reason: str | None
+
+
+def rows_sql(kind: str, *, has_versions: bool) -> str:
+    """Select the rows of all lists of a kind, unordered.
+
+    Columns: list_id, rank, product_id, score_text (a JSON number), source, reason. With
+    has_versions the statement takes the parameter $version.
+    """
+    rows = _ROWS[kind].format(scope="version = $version" if has_versions else "true")
+    return f"""
+        select list_id, rank, product_id, {_SCORE_TEXT} as score_text, source, reason
+        from ({rows})"""
+
+
+def key(version: str, kind: str, list_id: str) -> str:
+    """The Redis key of one list."""
+    return f"recmart:{version}:{kind}:{list_id}"
+
+
+def manifest_key(version: str) -> str:
+    """The Redis key that says that a version is loaded and verified, and how many lists it has."""
+    return f"recmart:{version}:manifest"
+
+
+def segment_list(segment: str) -> str:
+    """The id of a segment's list of popular products."""
+    return f"segment:{segment}"
+
+
+def decode(value: bytes | str, k: int | None = None) -> list[Recommendation]:
+    """Read the value of one key; the first k products, or all."""
+    content = json.loads(value)
+    why = content["why"]
+    return [
+        Recommendation(product_id, rank, float(score), *why[position])
+        for rank, (product_id, score, position) in enumerate(content["items"][:k], start=1)
+    ]

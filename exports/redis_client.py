@@ -1,0 +1,232 @@
+"""Connections to Redis for the loader, and what their errors mean.
+
+Belongs here: connecting, sending, counting replies, turning every refusal into a sentence. Does not
+belong here: what is sent (`redis_commands.py`) and why (`redis_load.py`).
+"""
+
+import selectors
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+from uuid import uuid4
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from exports.errors import RedisLoadError, without_password
+
+UNCHANGED = "Readers keep the version they have."
+
+# A server that takes nothing for so long is stopped or swapping.
+_STALL_SECONDS = 30.0
+_PIECE_BYTES = 1 << 18
+# One SCAN of so many keys keeps readers waiting for about a millisecond.
+_SCAN_COUNT = 2_000
+
+_OPTIONS: dict[str, Any] = {
+    # Protocol 2: replies are lines of one kind each, so that counting them needs no parser.
+    "protocol": 2,
+    "single_connection_client": True,
+    "socket_connect_timeout": 5.0,
+    "socket_timeout": _STALL_SECONDS,
+    # The run is what is retried, since a server that came back may have lost keys.
+    "retry": Retry(NoBackoff(), 0),
+}
+
+_REMEDIES = {
+    "OOM": "Its memory is full: raise maxmemory, or keep fewer versions.",
+    "NOAUTH": "It wants a password: set REDIS_URL to redis://user:password@host:port/0.",
+    "WRONGPASS": "User or password is wrong: correct them in REDIS_URL.",
+    "NOPERM": "Its user may not do that: grant the rights named in exports/redis_load.py.",
+    "READONLY": "It is a replica: set REDIS_URL to the primary.",
+    "MISCONF": "It cannot save to its disk and therefore refuses writes: free disk space there.",
+    "LOADING": "It is still reading its data from disk: run again in a minute.",
+    "WRONGTYPE": "A key of another type is in the way: nothing else may use the prefix recmart:.",
+    "MOVED": "It is part of a cluster: set REDIS_URL to a single server.",
+}
+
+_CODES: dict[type[Exception], str] = {
+    redis.OutOfMemoryError: "OOM",
+    redis.ReadOnlyError: "READONLY",
+    redis.BusyLoadingError: "LOADING",
+    redis.exceptions.NoPermissionError: "NOPERM",
+}
+
+
+@contextmanager
+def connected(redis_url: str) -> Iterator[redis.Redis]:
+    """One connection, closed at the end; every error of the library becomes our sentence."""
+    try:
+        client = redis.Redis.from_url(redis_url, **_OPTIONS)
+    except ValueError as error:
+        raise RedisLoadError(
+            f"REDIS_URL {without_password(redis_url)} is not a Redis address ({error}): expected "
+            "redis://host:6379/0, rediss://user:password@host:6379/0 or unix:///path/to/socket."
+        ) from error
+    try:
+        yield client
+    except (redis.RedisError, OSError) as error:
+        raise explained(error, redis_url) from error
+    finally:
+        client.close()
+
+
+def explained(error: Exception | str, redis_url: str) -> RedisLoadError:
+    """An error of redis-py, or an error reply as it came, as a sentence that says what to do."""
+    text = str(error)
+    where = f"Redis at {without_password(redis_url)}"
+    # redis-py cuts the code off some replies and tells by the class.
+    code = next(
+        (code for kind, code in _CODES.items() if isinstance(error, kind)), text.split(" ", 1)[0]
+    )
+    if isinstance(error, redis.AuthenticationError) and code not in _REMEDIES:
+        code = "NOAUTH" if "required" in text.lower() else "WRONGPASS"
+    if code in _REMEDIES:
+        return RedisLoadError(f"{where} refused: {text}. {_REMEDIES[code]} {UNCHANGED}")
+    if isinstance(error, (redis.ConnectionError, redis.TimeoutError, OSError)):
+        return RedisLoadError(
+            f"{where} does not answer ({text}). Start it, or set REDIS_URL to one that runs, and "
+            f"run again. {UNCHANGED}"
+        )
+    return RedisLoadError(f"{where} refused: {text}. {UNCHANGED}")
+
+
+class Stream:
+    """One socket to Redis: sends bytes of the protocol as they are and adds up the replies.
+
+    The redis-py connection does the opening (TLS, login, database number). One thread writes and
+    reads in turn, since an SSL socket does not bear two.
+    """
+
+    def __init__(self, redis_url: str) -> None:
+        self._url = redis_url
+        self._client = redis.Redis.from_url(redis_url, **_OPTIONS)
+        connection = self._client.connection
+        assert connection is not None
+        connection.connect()
+        # Private to redis-py, and the only way to send bytes while replies come in.
+        opened: object = connection._sock
+        assert isinstance(opened, socket.socket)
+        self._socket: socket.socket = opened
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._client.close()
+
+    def exchange(self, commands: memoryview, n_replies: int) -> int:
+        """Send commands and wait for their replies; the sum of those that are numbers.
+
+        Raises:
+            RedisLoadError: at the first reply that is an error.
+        """
+        self._socket.setblocking(False)
+        replies = _Replies(self._url)
+        n_sent = 0
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._socket, selectors.EVENT_READ | selectors.EVENT_WRITE)
+            while replies.n < n_replies:
+                if n_sent == len(commands):
+                    selector.modify(self._socket, selectors.EVENT_READ)
+                ready = selector.select(_STALL_SECONDS)
+                if not ready:
+                    raise TimeoutError(f"nothing taken or answered for {_STALL_SECONDS:.0f} s")
+                self._receive(replies)
+                n_sent += self._send(commands[n_sent : n_sent + _PIECE_BYTES])
+        return replies.total
+
+    def unlink_matching(self, pattern: str) -> None:
+        """Unlink all keys that match, in batches.
+
+        The keys in a reply of SCAN are written as the arguments of UNLINK are, so they go back as
+        they came; reading a million keys into Python objects would take longer than all the rest.
+        """
+        cursor = b"0"
+        while True:
+            reply = self._ask(
+                _command(b"SCAN", cursor, b"MATCH", pattern.encode(), b"COUNT", b"%d" % _SCAN_COUNT)
+            )
+            # *2, the cursor's length, the cursor, the number of keys, the keys.
+            _, _, cursor, n_keys, keys = reply.split(b"\r\n", 4)
+            if keys:
+                self._ask(b"*%d\r\n$6\r\nUNLINK\r\n" % (int(n_keys[1:]) + 1) + keys)
+            if cursor == b"0":
+                return
+
+    def _ask(self, command: bytes) -> bytes:
+        # Where a reply ends is known without parsing it when it is followed by an echo that no
+        # key contains.
+        token = uuid4().hex.encode()
+        end = b"$32\r\n" + token + b"\r\n"
+        self._socket.settimeout(_STALL_SECONDS)
+        self._socket.sendall(command + _command(b"ECHO", token))
+        received = bytearray()
+        while not received.endswith(end):
+            piece = self._socket.recv(_PIECE_BYTES)
+            if not piece:
+                raise ConnectionResetError("the server closed the connection")
+            received += piece
+        reply = bytes(received[: -len(end)])
+        if reply.startswith(b"-"):
+            raise explained(reply[1:].decode(errors="replace").strip(), self._url)
+        return reply
+
+    def _send(self, piece: memoryview) -> int:
+        try:
+            return self._socket.send(piece) if piece else 0
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return 0
+
+    def _receive(self, replies: "_Replies") -> None:
+        # Until nothing is left: TLS may hold decrypted bytes that the selector cannot see.
+        while True:
+            try:
+                received = self._socket.recv(_PIECE_BYTES)
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return
+            if not received:
+                raise ConnectionResetError("the server closed the connection")
+            replies.add(received)
+
+
+def _command(*arguments: bytes) -> bytes:
+    pieces = [b"$%d\r\n%s\r\n" % (len(each), each) for each in arguments]
+    return b"*%d\r\n" % len(arguments) + b"".join(pieces)
+
+
+class _Replies:
+    """Counts replies of one line each: +OK, :number, or -error."""
+
+    def __init__(self, redis_url: str) -> None:
+        self.n = 0
+        self.total = 0
+        self._url = redis_url
+        self._rest = b""
+
+    def add(self, received: bytes) -> None:
+        lines, end, self._rest = (self._rest + received).rpartition(b"\r\n")
+        if not end:
+            return
+        n = lines.count(b"\r\n") + 1
+        self.n += n
+        if lines.count(b"+OK") == n and len(lines) == 5 * n - 2:
+            return
+        for line in lines.split(b"\r\n"):
+            if line.startswith(b"-"):
+                raise explained(line[1:].decode(errors="replace"), self._url)
+            if line.startswith(b":"):
+                self.total += int(line[1:])

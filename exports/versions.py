@@ -1,0 +1,662 @@
+"""Versions in the warehouse: the serving tables, which version is live, and the log of it all.
+
+Belongs here: schema `serving` of the warehouse. Does not belong here: files (`files.py`), Redis
+(`redis_load.py`), the order in which the three are switched (`publish.py`).
+
+A version is everything published together: the rows of five surfaces under one version id, written
+in one transaction as a candidate. Which version readers see is the state in `serving.versions`, one
+row of which is 'live'; the views `serving.current_*` follow it. So a rollback is one statement:
+
+    update serving.versions
+    set state = case when version = '20111208T000000-9c01d2aa' then 'live' else 'retired' end
+    where version = '20111208T000000-9c01d2aa' or state = 'live'
+
+Content hash: per surface the number of rows and two sums of DuckDB's `hash()` over all rows (sums
+do not depend on the order), over the surfaces a SHA-256. md5 per row costs seven times as much and
+would leave no time to check copies. DuckDB may change `hash()` in another release: equal content
+then gets a new version id, which costs one publish and nothing else.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, fields
+from datetime import date, datetime
+
+import duckdb
+
+from exports.errors import PublishError
+
+
+@dataclass(frozen=True)
+class Surface:
+    """One published table: its columns with types, its grain, and where its rows come from."""
+
+    name: str
+    columns: dict[str, str]
+    grain: tuple[str, ...]
+    source: str
+    condition: str = "true"
+    score: str | None = None
+
+    @property
+    def column_list(self) -> str:
+        return ", ".join(self.columns)
+
+    @property
+    def grain_list(self) -> str:
+        return ", ".join(self.grain)
+
+
+SURFACES = (
+    Surface(
+        name="recommendations",
+        columns={
+            "user_id": "varchar",
+            "rank": "integer",
+            "product_id": "varchar",
+            "score": "double",
+            "cf_score": "double",
+            "content_score": "double",
+            "source": "varchar",
+            "reason": "varchar",
+            "because_product_id": "varchar",
+        },
+        grain=("user_id", "rank"),
+        source="ml.recommendations",
+        score="score",
+    ),
+    Surface(
+        name="similar_products",
+        columns={
+            "product_id": "varchar",
+            "rank": "integer",
+            "similar_product_id": "varchar",
+            "score": "double",
+        },
+        grain=("product_id", "rank"),
+        source="ml.similar_products",
+        score="score",
+    ),
+    Surface(
+        name="bought_together",
+        columns={
+            "product_id": "varchar",
+            "rank": "integer",
+            "other_product_id": "varchar",
+            "n_together": "integer",
+            "support": "double",
+            "confidence": "double",
+            "lift": "double",
+            "log_likelihood": "double",
+        },
+        grain=("product_id", "rank"),
+        source="marts.product_pairs",
+        condition="relation = 'bought_together'",
+        score="log_likelihood",
+    ),
+    Surface(
+        name="popular",
+        columns={
+            "segment_type": "varchar",
+            "segment": "varchar",
+            "time_window": "varchar",
+            "rank": "integer",
+            "product_id": "varchar",
+            "score": "double",
+            "n_users": "integer",
+        },
+        grain=("segment_type", "segment", "time_window", "rank"),
+        source="marts.popularity",
+        condition="rank <= $popular_depth",
+        score="score",
+    ),
+    Surface(
+        name="products",
+        columns={
+            "product_id": "varchar",
+            "title": "varchar",
+            "category": "varchar",
+            "brand": "varchar",
+            "price": "double",
+        },
+        grain=("product_id",),
+        source="marts.products",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Version:
+    """One row of serving.versions. Times are naive UTC.
+
+    n_users counts users with recommendations, n_products the catalogue, n_rows the rows of all
+    surfaces. removed_at is set once the rows are gone; then nobody can roll back to it.
+    """
+
+    version: str
+    state: str
+    reason: str | None
+    as_of: date
+    run_id: str
+    created_at: datetime
+    live_at: datetime | None
+    code_version: str
+    config_hash: str
+    seed: int
+    top_n: int
+    n_users: int
+    n_products: int
+    n_rows: int
+    content_hash: str
+    removed_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What one surface of one version holds: row count and content hash."""
+
+    surface: str
+    n_rows: int
+    content_hash: str
+
+
+_VERSION_COLUMNS = ", ".join(field.name for field in fields(Version))
+
+_TABLES = """
+create schema if not exists serving;
+create table if not exists serving.versions (
+    version varchar, state varchar, reason varchar, as_of date, run_id varchar,
+    created_at timestamp, live_at timestamp, code_version varchar, config_hash varchar,
+    seed bigint, top_n integer, n_users bigint, n_products bigint, n_rows bigint,
+    content_hash varchar, removed_at timestamp
+);
+create table if not exists serving.version_surfaces (
+    version varchar, surface varchar, n_rows bigint, content_hash varchar
+);
+create table if not exists serving.publications (
+    publication_id bigint, happened_at timestamp, run_id varchar, version varchar,
+    content_hash varchar, action varchar
+);
+"""
+
+
+def ensure_schema(connection: duckdb.DuckDBPyConnection) -> None:
+    """Create what is missing of the serving tables and views, so that readers always find them."""
+    connection.execute(_TABLES)
+    for surface in SURFACES:
+        columns = ", ".join(f"{name} {kind}" for name, kind in surface.columns.items())
+        connection.execute(
+            f"create table if not exists serving.{surface.name} (version varchar, {columns})"
+        )
+        connection.execute(
+            f"create view if not exists serving.current_{surface.name} as "
+            f"select {surface.column_list}, version from serving.{surface.name} "
+            "where version = (select version from serving.versions where state = 'live')"
+        )
+
+
+def stage_version(
+    connection: duckdb.DuckDBPyConnection,
+    *,
+    as_of: date,
+    run_id: str,
+    seed: int,
+    config_hash: str,
+    code_version: str,
+    created_at: datetime,
+    top_n: int,
+    popular_depth: int,
+) -> Version:
+    """Write what ml and marts hold now as a candidate version, in one transaction.
+
+    Content that is live already for this as_of is not written again: the live version is returned
+    and the log says 'unchanged'. A version of the same id that is not live (left by a killed run,
+    rejected, or retired) becomes the candidate; its rows are kept if their hash is right, else
+    written anew.
+
+    Args:
+        connection: The warehouse, for writing, outside a transaction.
+        as_of: The day the content describes; first part of the version id.
+        run_id: The run that publishes, for versions and log.
+        seed: Recorded, to repeat the run.
+        config_hash: Recorded.
+        code_version: Recorded.
+        created_at: Now, naive UTC.
+        top_n: Length of a user's list, recorded.
+        popular_depth: Most rows per list of popular products.
+
+    Raises:
+        PublishError: if a source table is missing or lacks a column, there are no recommendations,
+            a score is not finite, or the disk is full. Nothing is written then.
+    """
+    with _transaction(connection):
+        ensure_schema(connection)
+        found = [_source_fingerprint(connection, surface, popular_depth) for surface in SURFACES]
+        content_hash = combined_hash(found)
+        version_id = f"{as_of:%Y%m%d}T000000-{content_hash[:8]}"
+        existing = _find(connection, version_id)
+        if existing is not None and existing.content_hash != content_hash:
+            raise PublishError(
+                f"Version {version_id} exists with other content (hash {existing.content_hash}): "
+                "two contents share the first eight digits of their hash. Publish with another "
+                "as_of date, or delete that version from serving.versions."
+            )
+        if existing is not None and existing.state == "live":
+            _log(connection, existing, "unchanged", run_id=run_id, happened_at=created_at)
+            return existing
+        if existing is None or version_fingerprints(connection, version_id) != found:
+            _delete_rows(connection, version_id)
+            for surface in SURFACES:
+                _copy_rows(connection, surface, version_id, popular_depth)
+        staged = Version(
+            version=version_id,
+            state="candidate",
+            reason=None,
+            as_of=as_of,
+            run_id=run_id,
+            created_at=created_at,
+            live_at=None,
+            code_version=code_version,
+            config_hash=config_hash,
+            seed=seed,
+            top_n=top_n,
+            n_users=_count_users(connection, version_id),
+            n_products={each.surface: each.n_rows for each in found}["products"],
+            n_rows=sum(each.n_rows for each in found),
+            content_hash=content_hash,
+            removed_at=None,
+        )
+        _replace_row(connection, staged, found)
+        _log(connection, staged, "candidate", run_id=run_id, happened_at=created_at)
+    return staged
+
+
+def mark_live(
+    connection: duckdb.DuckDBPyConnection,
+    version: str,
+    *,
+    run_id: str,
+    happened_at: datetime,
+    action: str = "published",
+) -> Version:
+    """Make a version the live one and retire the one before, in one transaction.
+
+    Calling it again changes nothing. The log gets a row with the action, 'published' or
+    'rolled_back'.
+
+    Raises:
+        PublishError: if the version is unknown, rejected, or its rows are removed.
+    """
+    with _transaction(connection):
+        wanted = get_version(connection, version)
+        if wanted.removed_at is not None:
+            raise PublishError(
+                f"Version {version} cannot go live: its rows were removed at {wanted.removed_at}. "
+                f"Versions that are kept: {_names(kept_versions(connection))}."
+            )
+        if wanted.state == "rejected":
+            raise PublishError(
+                f"Version {version} cannot go live: it was rejected ({wanted.reason}). "
+                "Correct the cause and run again."
+            )
+        if wanted.state == "live":
+            return wanted
+        connection.execute(
+            "update serving.versions set "
+            "state = case when version = $version then 'live' else 'retired' end, "
+            "live_at = case when version = $version then $happened_at else live_at end "
+            "where version = $version or state = 'live'",
+            {"version": version, "happened_at": happened_at},
+        )
+        _log(connection, wanted, action, run_id=run_id, happened_at=happened_at)
+        return get_version(connection, version)
+
+
+def mark_rejected(
+    connection: duckdb.DuckDBPyConnection,
+    version: str,
+    *,
+    reason: str,
+    run_id: str,
+    happened_at: datetime,
+) -> Version:
+    """Keep a candidate from ever going live, and say why. Its rows stay until the next clean-up.
+
+    Raises:
+        PublishError: if the version is not a candidate.
+    """
+    with _transaction(connection):
+        wanted = get_version(connection, version)
+        if wanted.state not in ("candidate", "rejected"):
+            raise PublishError(
+                f"Version {version} cannot be rejected: it is {wanted.state}, and only a candidate "
+                "can. Roll back to another version to take it away from readers."
+            )
+        connection.execute(
+            "update serving.versions set state = 'rejected', reason = $reason "
+            "where version = $version",
+            {"version": version, "reason": reason},
+        )
+        _log(connection, wanted, "rejected", run_id=run_id, happened_at=happened_at)
+        return get_version(connection, version)
+
+
+def rollback(
+    connection: duckdb.DuckDBPyConnection, version: str, *, run_id: str, happened_at: datetime
+) -> Version:
+    """Make a version live again that was live before. Only the warehouse: see `publish.roll_back`.
+
+    Raises:
+        PublishError: if the version never was live or its rows are removed.
+    """
+    require_rollback_target(connection, version)
+    return mark_live(
+        connection, version, run_id=run_id, happened_at=happened_at, action="rolled_back"
+    )
+
+
+def require_rollback_target(connection: duckdb.DuckDBPyConnection, version: str) -> Version:
+    """The version, if it may be rolled back to: it passed its checks once and is still kept."""
+    wanted = get_version(connection, version)
+    if wanted.removed_at is not None or wanted.state not in ("live", "retired"):
+        able = [each for each in kept_versions(connection) if each.state == "retired"]
+        why = "its rows are removed" if wanted.removed_at else f"it is {wanted.state}"
+        raise PublishError(
+            f"Cannot roll back to version {version}: {why}. "
+            f"Versions to roll back to: {_names(able)}."
+        )
+    return wanted
+
+
+def retire_old(
+    connection: duckdb.DuckDBPyConnection, *, retain: int, happened_at: datetime
+) -> list[str]:
+    """Delete the rows of versions beyond the newest `retain`, the live one included.
+
+    Newest by when they last went live, in the order of the log and not of the clock. Candidates
+    that never went live and rejected versions are not kept: call this only after the switch, when
+    no candidate is waiting.
+
+    Returns:
+        The versions whose rows were deleted now. Their rows in serving.versions stay.
+    """
+    if retain < 1:
+        raise PublishError(f"retain is {retain}; keep at least 1 version, the live one.")
+    with _transaction(connection):
+        by_time_live = connection.execute(
+            """
+            select version
+            from serving.versions
+            left join (
+                select version, max(publication_id) as publication_id
+                from serving.publications
+                where action in ('published', 'rolled_back')
+                group by version
+            ) using (version)
+            where removed_at is null and state in ('live', 'retired')
+            order by state = 'live' desc, publication_id desc
+            """
+        ).fetchall()
+        keep = [version for (version,) in by_time_live[:retain]]
+        removed = [each for each in kept_versions(connection) if each.version not in keep]
+        for each in removed:
+            _delete_rows(connection, each.version)
+            connection.execute(
+                "update serving.versions set removed_at = $happened_at, "
+                "reason = case when state = 'candidate' "
+                "then 'Never went live: its run did not finish.' else reason end, "
+                "state = case when state = 'candidate' then 'rejected' else state end "
+                "where version = $version",
+                {"version": each.version, "happened_at": happened_at},
+            )
+    return [each.version for each in removed]
+
+
+def get_version(connection: duckdb.DuckDBPyConnection, version: str) -> Version:
+    """One row of serving.versions.
+
+    Raises:
+        PublishError: if there is none.
+    """
+    found = _find(connection, version)
+    if found is None:
+        raise PublishError(
+            f"There is no version {version}. "
+            f"Versions that are kept: {_names(kept_versions(connection))}."
+        )
+    return found
+
+
+def staged_version(connection: duckdb.DuckDBPyConnection) -> Version:
+    """The version that was staged last: what the steps between staging and switching work on.
+
+    Raises:
+        PublishError: if nothing was ever staged.
+    """
+    ensure_schema(connection)
+    ((version,),) = connection.execute(
+        "select max_by(version, publication_id) from serving.publications "
+        "where action in ('candidate', 'unchanged')"
+    ).fetchall()
+    if version is None:
+        raise PublishError("No version is staged. Materialize serving/candidate first.")
+    return get_version(connection, version)
+
+
+def live_version(connection: duckdb.DuckDBPyConnection) -> Version | None:
+    """The version that readers of the warehouse see, None before the first publish."""
+    return _first(connection, "state = 'live'", {})
+
+
+def kept_versions(connection: duckdb.DuckDBPyConnection) -> list[Version]:
+    """All versions whose rows are still there, in the order of their ids."""
+    rows = connection.execute(
+        f"select {_VERSION_COLUMNS} from serving.versions where removed_at is null order by version"
+    ).fetchall()
+    return [Version(*row) for row in rows]
+
+
+def version_fingerprints(connection: duckdb.DuckDBPyConnection, version: str) -> list[Fingerprint]:
+    """Count and hash the rows of a version as they are stored now, one a surface."""
+    return [
+        fingerprint(connection, surface, f"serving.{surface.name}", version=version)
+        for surface in SURFACES
+    ]
+
+
+def staged_fingerprints(connection: duckdb.DuckDBPyConnection, version: str) -> list[Fingerprint]:
+    """What was counted and hashed when the version was staged, one a surface."""
+    by_name = {
+        name: Fingerprint(name, n_rows, content_hash)
+        for name, n_rows, content_hash in connection.execute(
+            "select surface, n_rows, content_hash from serving.version_surfaces "
+            "where version = $version",
+            {"version": version},
+        ).fetchall()
+    }
+    return [by_name[surface.name] for surface in SURFACES if surface.name in by_name]
+
+
+def fingerprint(
+    connection: duckdb.DuckDBPyConnection,
+    surface: Surface,
+    relation: str,
+    *,
+    version: str | None = None,
+) -> Fingerprint:
+    """Count and hash the rows of a table that has a surface's columns, in any order of rows.
+
+    Args:
+        connection: Where the relation can be queried.
+        surface: Names the columns.
+        relation: A table name or a subselect in brackets.
+        version: Only the rows of this version; None for a relation without versions.
+    """
+    condition = "true" if version is None else "version = $version"
+    # Two sums of differently salted hashes: one alone has 64 bits, few for a claim of equality.
+    (counted,) = connection.execute(
+        f"select count(*), sum(hash({surface.column_list})), "
+        f"sum(hash('recmart', {surface.column_list})) from {relation} where {condition}",
+        {} if version is None else {"version": version},
+    ).fetchall()
+    digest = hashlib.sha256(":".join(str(value) for value in counted).encode()).hexdigest()
+    return Fingerprint(surface.name, counted[0], digest)
+
+
+def combined_hash(found: list[Fingerprint]) -> str:
+    """One hash over the surfaces of a version."""
+    lines = [f"{each.surface}:{each.n_rows}:{each.content_hash}\n" for each in found]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _source_sql(surface: Surface, popular_depth: int) -> str:
+    # Casts, so that a rank that comes as BIGINT hashes like the INTEGER it is stored as.
+    # Qualified, because DuckDB's message on a missing column then names it as missing.
+    columns = ", ".join(f"input.{name}::{kind} as {name}" for name, kind in surface.columns.items())
+    condition = surface.condition.replace("$popular_depth", str(int(popular_depth)))
+    return f"select {columns} from {surface.source} as input where {condition}"
+
+
+def _source_fingerprint(
+    connection: duckdb.DuckDBPyConnection, surface: Surface, popular_depth: int
+) -> Fingerprint:
+    source = _source_sql(surface, popular_depth)
+    try:
+        found = fingerprint(connection, surface, f"({source})")
+    except (duckdb.CatalogException, duckdb.BinderException, duckdb.ConversionException) as error:
+        raise PublishError(
+            f"{surface.source} cannot be published: expected a table with the columns "
+            f"{surface.column_list}. Build it first. DuckDB says: {_first_line(error)}"
+        ) from error
+    if surface.name == "recommendations" and found.n_rows == 0:
+        raise PublishError(
+            f"{surface.source} has no rows, so there is nothing to publish. "
+            "Look at the checks of that table; the last published version stays live."
+        )
+    if surface.score is not None:
+        wrong = connection.execute(
+            f"select {surface.grain_list}, {surface.score} from ({source}) "
+            f"where not coalesce(isfinite({surface.score}), false) order by all limit 1"
+        ).fetchall()
+        for *grain, score in wrong:
+            raise PublishError(
+                f"{surface.source} has a {surface.score} that is not a finite number, {score}, "
+                f"in the row with ({surface.grain_list}) = ({', '.join(map(str, grain))}). "
+                "Correct the model that scored it."
+            )
+    return found
+
+
+def _copy_rows(
+    connection: duckdb.DuckDBPyConnection, surface: Surface, version: str, popular_depth: int
+) -> None:
+    # Ordered once here: every later step asks for this order again, and sorting what is sorted
+    # costs next to nothing; and a look-up by id reads one row group instead of all.
+    connection.execute(
+        f"insert into serving.{surface.name} by name "
+        f"select $version as version, * from ({_source_sql(surface, popular_depth)}) "
+        f"order by {surface.grain_list}",
+        {"version": version},
+    )
+
+
+def _delete_rows(connection: duckdb.DuckDBPyConnection, version: str) -> None:
+    for surface in SURFACES:
+        connection.execute(
+            f"delete from serving.{surface.name} where version = $version", {"version": version}
+        )
+
+
+def _replace_row(
+    connection: duckdb.DuckDBPyConnection, version: Version, found: list[Fingerprint]
+) -> None:
+    for table in ("versions", "version_surfaces"):
+        connection.execute(
+            f"delete from serving.{table} where version = $version", {"version": version.version}
+        )
+    values = astuple(version)
+    marks = ", ".join("?" for _ in values)
+    connection.execute(
+        f"insert into serving.versions ({_VERSION_COLUMNS}) values ({marks})", values
+    )
+    for each in found:
+        connection.execute(
+            "insert into serving.version_surfaces values (?, ?, ?, ?)",
+            (version.version, each.surface, each.n_rows, each.content_hash),
+        )
+
+
+def _count_users(connection: duckdb.DuckDBPyConnection, version: str) -> int:
+    ((n_users,),) = connection.execute(
+        "select count(distinct user_id) from serving.recommendations where version = $version",
+        {"version": version},
+    ).fetchall()
+    return int(n_users)
+
+
+def _log(
+    connection: duckdb.DuckDBPyConnection,
+    version: Version,
+    action: str,
+    *,
+    run_id: str,
+    happened_at: datetime,
+) -> None:
+    # Numbered, because a clock that is set back must not change which version is the newest.
+    connection.execute(
+        "insert into serving.publications "
+        "select coalesce(max(publication_id), 0) + 1, ?, ?, ?, ?, ? from serving.publications",
+        (happened_at, run_id, version.version, version.content_hash, action),
+    )
+
+
+def _find(connection: duckdb.DuckDBPyConnection, version: str) -> Version | None:
+    return _first(connection, "version = $version", {"version": version})
+
+
+def _first(
+    connection: duckdb.DuckDBPyConnection, condition: str, parameters: dict[str, str]
+) -> Version | None:
+    # fetchall and not fetchone: a result that is not read to its end blocks the connection.
+    rows = connection.execute(
+        f"select {_VERSION_COLUMNS} from serving.versions where {condition}", parameters
+    ).fetchall()
+    return Version(*rows[0]) if rows else None
+
+
+def _names(versions: list[Version]) -> str:
+    return ", ".join(each.version for each in versions) or "none"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+# A commit that finds the disk full is a TransactionException.
+_OUT_OF_SPACE = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.TransactionException)
+
+
+@contextmanager
+def _transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    connection.execute("begin transaction")
+    try:
+        yield
+        connection.execute("commit")
+    except _OUT_OF_SPACE as error:
+        _roll_back_quietly(connection)
+        raise PublishError(
+            "The warehouse could not write the version, and nothing of it is kept: "
+            f"{_first_line(error)}. Free disk space (or raise RECMART_MEMORY_LIMIT) and run again."
+        ) from error
+    except BaseException:
+        _roll_back_quietly(connection)
+        raise
+
+
+def _roll_back_quietly(connection: duckdb.DuckDBPyConnection) -> None:
+    # A failed commit has ended the transaction already; the first error is the one to report.
+    try:
+        connection.execute("rollback")
+    except duckdb.Error:
+        return

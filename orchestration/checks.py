@@ -1,0 +1,114 @@
+"""The gates as asset checks: a red one stops the run, and the last good version stays live."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import dagster as dg
+import duckdb
+
+from exports import versions
+from exports.versions import Version
+from ml_assets.assets import RecommenderSettings
+from ml_assets.warehouse import Warehouse
+from orchestration.gates import (
+    ACCEPTED_EVENTS,
+    SIGNALS,
+    Gate,
+    Verdict,
+    judge,
+    recommendations_gate,
+)
+from orchestration.settings import Settings
+
+EVENTS_KEY = dg.AssetKey(["staging", "stg_events"])
+SIGNALS_KEY = dg.AssetKey(["marts", "signals"])
+CANDIDATE_KEY = dg.AssetKey(["serving", "candidate"])
+
+
+def _specs(gate: Gate, asset: dg.AssetKey) -> list[dg.AssetCheckSpec]:
+    return [
+        dg.AssetCheckSpec(name=rule.name, asset=asset, description=rule.description, blocking=True)
+        for rule in gate.rules
+    ]
+
+
+def _results(verdicts: list[Verdict], asset: dg.AssetKey) -> Iterator[dg.AssetCheckResult]:
+    for verdict in verdicts:
+        rule = verdict.rule
+        yield dg.AssetCheckResult(
+            check_name=rule.name,
+            asset_key=asset,
+            passed=verdict.passed,
+            description=rule.description if verdict.passed else complaint(verdict),
+            metadata={"seen": verdict.value, "expected": _range(verdict)},
+        )
+
+
+def complaint(verdict: Verdict) -> str:
+    """What was seen, what was expected and what to look at, as a sentence."""
+    rule = verdict.rule
+    return (
+        f"{rule.name}: saw {verdict.value:g}, expected {_range(verdict)}. {rule.description} "
+        f"Here it does not hold: {rule.remedy}."
+    )
+
+
+def _range(verdict: Verdict) -> str:
+    low, high = verdict.rule.minimum, verdict.rule.maximum
+    if low is None:
+        return f"at most {high:g}"
+    if high is None:
+        return f"at least {low:g}"
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+# One op for both tables: the models wait for marts.signals, and so for the events' gate too.
+@dg.multi_asset_check(
+    name="input_gates",
+    specs=[*_specs(ACCEPTED_EVENTS, EVENTS_KEY), *_specs(SIGNALS, SIGNALS_KEY)],
+)
+def input_gates(
+    settings: dg.ResourceParam[Settings], warehouse: dg.ResourceParam[Warehouse]
+) -> Iterator[dg.AssetCheckResult]:
+    """Accepted events and signals, before any model learns from them."""
+    with warehouse.connect() as connection:
+        for gate, asset in ((ACCEPTED_EVENTS, EVENTS_KEY), (SIGNALS, SIGNALS_KEY)):
+            yield from _results(judge(connection, gate, docs_root=settings.home), asset)
+
+
+@dg.multi_asset_check(
+    name="recommendation_gates",
+    specs=_specs(recommendations_gate("", 1), CANDIDATE_KEY),
+)
+def recommendation_gates(
+    context: dg.AssetCheckExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    warehouse: dg.ResourceParam[Warehouse],
+    recommender: RecommenderSettings,
+) -> Iterator[dg.AssetCheckResult]:
+    """The staged version, before any reader can see it; a red one marks it as rejected."""
+    with warehouse.connect() as connection:
+        version = versions.staged_version(connection)
+        gate = recommendations_gate(version.version, recommender.top_n)
+        verdicts = judge(connection, gate, docs_root=settings.home)
+        complaints = [complaint(verdict) for verdict in verdicts if not verdict.passed]
+        if complaints:
+            _reject(context, connection, version, " ".join(complaints))
+    yield from _results(verdicts, CANDIDATE_KEY)
+
+
+def _reject(
+    context: dg.AssetCheckExecutionContext,
+    connection: duckdb.DuckDBPyConnection,
+    version: Version,
+    reason: str,
+) -> None:
+    # A version that is live already has passed this gate: what changed is the marts around it.
+    if version.state == "candidate":
+        versions.mark_rejected(
+            connection,
+            version.version,
+            reason=reason,
+            run_id=context.run.run_id,
+            happened_at=datetime.now(UTC).replace(tzinfo=None),
+        )

@@ -1,0 +1,122 @@
+"""The dbt project as assets, its tests as asset checks."""
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+from dagster_dbt import (
+    DagsterDbtTranslator,
+    DagsterDbtTranslatorSettings,
+    DbtCliResource,
+    DbtProject,
+    dbt_assets,
+)
+
+from ml_assets.warehouse import Warehouse
+from orchestration.settings import DBT_PROJECT_DIR, Settings
+
+project = DbtProject(project_dir=DBT_PROJECT_DIR, profiles_dir=DBT_PROJECT_DIR)
+project.prepare_if_dev()
+if not project.manifest_path.exists():
+    # A fresh clone that was not set up by the Makefile: parse once, as `dbt parse` would.
+    project.preparer.prepare(project)
+
+
+class DbtConfig(dg.Config):
+    """What a run of the dbt models can be told.
+
+    Attributes:
+        as_of: A day as YYYY-MM-DD: nothing after it is read. Empty: the latest event's day.
+    """
+
+    as_of: str = ""
+
+
+@dbt_assets(
+    manifest=project.manifest_path,
+    project=project,
+    dagster_dbt_translator=DagsterDbtTranslator(
+        settings=DagsterDbtTranslatorSettings(enable_source_tests_as_checks=True)
+    ),
+)
+def dbt_models(
+    context: dg.AssetExecutionContext,
+    config: DbtConfig,
+    dbt: DbtCliResource,
+    settings: dg.ResourceParam[Settings],
+    warehouse: dg.ResourceParam[Warehouse],
+) -> Iterator[Any]:
+    """Run the models and their tests in order; a failing test stops what is built on it."""
+    os.environ["RECMART_WAREHOUSE"] = str(warehouse.path)
+    os.environ["RECMART_MEMORY_LIMIT"] = settings.memory_limit
+    # Unit tests judge the SQL, not the data: they run with the test suite, not every night.
+    arguments = ["build", "--exclude-resource-type", "unit_test"]
+    if config.as_of:
+        arguments += ["--vars", json.dumps({"as_of": config.as_of})]
+    invocation = dbt.cli(arguments, context=context, raise_on_error=False)
+    # Held back until dbt has let go of the warehouse, so that rows can be counted.
+    events = []
+    for event in invocation.stream():
+        events.append(event)
+        progress = _progress(event)
+        if progress:
+            context.log.info(progress)
+    n_rows = _row_counts(warehouse, context)
+    for event in events:
+        if isinstance(event, dg.Output | dg.AssetMaterialization) and event.metadata is not None:
+            key = _asset_path(context, event)
+            if key in n_rows:
+                metadata: dict[str, Any] = {**event.metadata, "dagster/row_count": n_rows[key]}
+                event = event.with_metadata(metadata)
+        yield event
+    if not invocation.is_successful():
+        raise dg.Failure(description=_failures(invocation), allow_retries=False)
+
+
+def _progress(event: Any) -> str | None:
+    if isinstance(event, dg.Output):
+        return f"built {event.output_name.replace('__', '.', 1)}"
+    if isinstance(event, dg.AssetCheckResult) and not event.passed:
+        return f"test {event.check_name} failed"
+    return None
+
+
+def _asset_path(context: dg.AssetExecutionContext, event: Any) -> str:
+    if isinstance(event, dg.AssetMaterialization):
+        return ".".join(event.asset_key.path)
+    return ".".join(context.asset_key_for_output(event.output_name).path)
+
+
+def _row_counts(warehouse: Warehouse, context: dg.AssetExecutionContext) -> dict[str, int]:
+    counts = {}
+    with warehouse.connect() as connection:
+        tables = connection.execute(
+            "select table_schema || '.' || table_name from information_schema.tables"
+        ).fetchall()
+        for (table,) in tables:
+            if dg.AssetKey(table.split(".")) in context.selected_asset_keys:
+                row = connection.execute(f"select count(*) from {table}").fetchone()
+                counts[table] = int(row[0]) if row else 0
+    return counts
+
+
+def _failures(invocation: Any) -> str:
+    """What failed in dbt, a line each, for the person who has to mend it."""
+    try:
+        results = invocation.get_artifact("run_results.json")["results"]
+    except (OSError, KeyError, ValueError):
+        error = invocation.get_error()
+        return f"dbt did not start: {error}. The whole output is in the step's logs."
+    lines = [
+        f"{result['unique_id'].split('.')[0]} {result['unique_id'].split('.')[2]}: "
+        f"{(result['message'] or result['status']).strip()}"
+        for result in results
+        if result["status"] in {"error", "fail", "runtime error"}
+    ]
+    return (
+        "dbt stopped before anything was published:\n"
+        + "\n".join(lines)
+        + "\nThe query of each is under dbt_project/target/compiled; run it to see the rows."
+    )

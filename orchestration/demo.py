@@ -1,0 +1,126 @@
+"""`make demo`: the whole line on the bundled shop, in one process, and where to look at it."""
+
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import duckdb
+
+from orchestration.settings import REPOSITORY, Settings, from_environment
+
+TITLES = """
+    select lists.user_id, lists.rank, products.title, lists.source, lists.reason
+    from serving.recommendations as lists
+    join serving.products as products using (product_id)
+    where lists.user_id in (
+        select user_id from serving.recommendations group by user_id order by md5(user_id) limit 2
+    )
+    and lists.rank <= 5
+    order by lists.user_id, lists.rank
+"""
+
+
+def main() -> int:
+    """Run `daily_recommendations`, print the results; 1 if the run failed."""
+    settings = from_environment()
+    dagster_home = Path(os.environ.setdefault("DAGSTER_HOME", str(settings.home / "dagster")))
+    dagster_home.mkdir(parents=True, exist_ok=True)
+    if not (dagster_home / "dagster.yaml").exists():
+        shutil.copy(REPOSITORY / "orchestration" / "dagster.yaml", dagster_home)
+    # Imported here: DAGSTER_HOME must be set first, and the import takes seconds.
+    import dagster as dg
+
+    from orchestration.definitions import defs
+
+    started = time.monotonic()
+    with dg.DagsterInstance.get() as instance:
+        result = defs.resolve_job_def("daily_recommendations").execute_in_process(
+            instance=instance,
+            raise_on_error=False,
+            run_config={"loggers": {"short": {}}},
+        )
+    seconds = time.monotonic() - started
+    if not result.success:
+        print(f"\nThe run failed after {seconds:.0f} s:", file=sys.stderr)
+        for line in failures(result):
+            print(f"  {line}", file=sys.stderr)
+        return 1
+    print(report(settings, seconds))
+    return 0
+
+
+def failures(result: object) -> list[str]:
+    """What went wrong, a line per failed step, in the words of the failure."""
+    lines = []
+    for event in result.filter_events(lambda event: event.is_step_failure):  # type: ignore[attr-defined]
+        data = event.step_failure_data
+        metadata = data.user_failure_data
+        reason = metadata.description if metadata and metadata.description else None
+        if reason is None and data.error is not None:
+            reason = (data.error.cause or data.error).message.strip()
+        lines.append(f"{event.step_key}: {reason}")
+    return lines
+
+
+def report(settings: Settings, seconds: float) -> str:
+    """What was made and where it is, with a few lists to read."""
+    snapshot = settings.published / "current.duckdb"
+    with duckdb.connect(str(snapshot), read_only=True) as connection:
+        version = connection.execute(
+            "select version, n_users, n_rows from serving.versions"
+        ).fetchone()
+        rows = connection.execute(TITLES).fetchall()
+    with settings.warehouse.connect() as connection:
+        metrics = connection.execute(
+            "select model, max(value) filter (metric like 'recall@%'),"
+            " max(value) filter (metric like 'ndcg@%') from ml.offline_metrics group by model"
+            " order by 2"
+        ).fetchall()
+        types = connection.execute(
+            "select event_type, count(*) from staging.stg_events group by 1 order by 2 desc"
+        ).fetchall()
+    assert version is not None
+    name, n_users, n_rows = version
+    lines = [
+        "",
+        f"Done in {seconds:.0f} s: version {name}, {n_users:,} users, {n_rows:,} rows.",
+        f"  Shop           {settings.data}",
+        "  Events         " + ", ".join(f"{n:,} {kind}" for kind, n in types),
+    ]
+    if {kind for kind, _ in types} <= {"purchase", "return"}:
+        lines.append(
+            "                 This shop logs purchases and returns only: no views, no carts."
+        )
+    lines += [
+        f"  Snapshot       {snapshot}  (tables serving.*, open it read-only)",
+        f"  Parquet        {settings.published / 'versions' / name}",
+        f"  Redis          {redis_line(settings)}",
+        f"  Data Docs      {settings.home / 'gx' / 'uncommitted' / 'data_docs' / 'local_site'}",
+        "  Dagster UI     make ui",
+        "",
+        "Asked about its last four weeks (Recall@20, NDCG@20):",
+        *(f"  {model:<16} {recall:.4f}  {ndcg:.4f}" for model, recall, ndcg in metrics),
+        "",
+        "Two customers' lists:",
+        *(
+            f"  {user:>8} {rank:>2}. {title:<38} [{source}] {reason}"
+            for user, rank, title, source, reason in rows
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def redis_line(settings: Settings) -> str:
+    """How to ask the Redis that was loaded."""
+    if settings.redis_url == "off":
+        return "off (REDIS_URL=off)"
+    if settings.redis_url != "embedded":
+        return "the server of REDIS_URL"
+    url = (settings.home / "redis" / "url").read_text().strip()
+    return f"{url}  (python -m exports.reader USER --redis {url}; make stop ends it)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

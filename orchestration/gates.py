@@ -1,0 +1,382 @@
+"""Rules at the borders: what must hold before a step may use the one before.
+
+Each rule is a number that one DuckDB scan computes; Great Expectations judges the numbers and
+writes its Data Docs. Rows never leave the warehouse, so a gate costs the same memory for a
+million rows as for a thousand, and no customer's id gets into the documents.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A number and the range it must be in.
+
+    Attributes:
+        name: An identifier, used as the check's name.
+        sql: A scalar expression over the gate's relations.
+        description: What holds when the rule does, as a sentence.
+        remedy: What to look at when it does not.
+        minimum: Lowest value allowed; None for no bound.
+        maximum: Likewise.
+    """
+
+    name: str
+    sql: str
+    description: str
+    remedy: str
+    minimum: float | None = None
+    maximum: float | None = 0
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Rules about one table.
+
+    Attributes:
+        name: Names the Great Expectations suite.
+        relations: A `with` clause that the rules read from.
+        rules: What must hold.
+    """
+
+    name: str
+    relations: str
+    rules: tuple[Rule, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a rule saw.
+
+    Attributes:
+        rule: The rule.
+        value: The number.
+        passed: Whether it is in range, according to Great Expectations.
+    """
+
+    rule: Rule
+    value: float
+    passed: bool
+
+
+ACCEPTED_EVENTS = Gate(
+    name="accepted_events",
+    relations="""
+        with counts as (
+            select
+                count(*) as n_rows,
+                count(*) filter (user_id is null or trim(user_id) = '') as n_without_user,
+                count(*) filter (product_id is null or trim(product_id) = '') as n_without_product,
+                count(*) filter (event_at is null) as n_without_time,
+                count(*) filter (not coalesce(quantity > 0 and isfinite(quantity), false))
+                    as n_bad_quantities,
+                count(*) filter (price is not null and not (price >= 0 and isfinite(price)))
+                    as n_bad_prices,
+                count(*) filter (event_type not in (select event_type from staging.event_weights))
+                    as n_without_weight
+            from staging.stg_events
+        ),
+        arrived as (
+            select coalesce(sum(n_rows + n_malformed), 0)::double as n_arrived
+            from raw.landing_files where entity = 'events'
+        ),
+        rejected as (
+            select count(*)::double as n_rejected from staging.rejected_rows where entity = 'events'
+        )
+    """,
+    rules=(
+        Rule(
+            "some_events_are_accepted",
+            "(select n_rows from counts)",
+            "At least one event is valid.",
+            "every row was refused: count staging.rejected_rows by reason",
+            minimum=1,
+            maximum=None,
+        ),
+        Rule(
+            "arrived_is_accepted_plus_rejected",
+            "(select n_arrived - n_rejected from arrived, rejected) - (select n_rows from counts)",
+            "Every row that arrived is either accepted or rejected with a reason.",
+            "a model lost or repeated rows: look at marts.row_accounting",
+            minimum=0,
+        ),
+        Rule(
+            "rejected_share",
+            "(select n_rejected / greatest(n_arrived, 1) from arrived, rejected)",
+            "At most half of what arrived is rejected.",
+            "the export looks broken: count staging.rejected_rows by reason",
+            minimum=0,
+            maximum=0.5,
+        ),
+        Rule(
+            "every_event_has_a_user",
+            "(select n_without_user from counts)",
+            "Accepted events name a user.",
+            "base_events lets rows without a user pass",
+        ),
+        Rule(
+            "every_event_has_a_product",
+            "(select n_without_product from counts)",
+            "Accepted events name a product.",
+            "base_events lets rows without a product pass",
+        ),
+        Rule(
+            "every_event_has_a_time",
+            "(select n_without_time from counts)",
+            "Accepted events have a time.",
+            "base_events lets rows without a readable time pass",
+        ),
+        Rule(
+            "quantities_are_positive",
+            "(select n_bad_quantities from counts)",
+            "Quantities are finite and above 0.",
+            "base_events lets bad quantities pass",
+        ),
+        Rule(
+            "prices_are_not_negative",
+            "(select n_bad_prices from counts)",
+            "Prices are finite and not negative.",
+            "base_events lets bad prices pass",
+        ),
+        Rule(
+            "every_event_type_has_a_weight",
+            "(select n_without_weight from counts)",
+            "Every event type has a weight.",
+            "add the event type to dbt_project/seeds/event_weights.csv",
+        ),
+    ),
+)
+
+SIGNALS = Gate(
+    name="signals",
+    relations="""
+        with counts as (
+            select
+                count(*) as n_rows,
+                count(*) filter (not (weight > 0 and isfinite(weight))) as n_bad_weights,
+                count(*) - count(distinct (user_id, product_id)) as n_repeated,
+                count(*) filter (user_id not in (select user_id from marts.users))
+                    as n_without_user,
+                count(*) filter (product_id not in (select product_id from marts.products))
+                    as n_without_product,
+                count(*) filter (last_at >= (select as_of + interval 1 day from
+                    intermediate.int_as_of)) as n_from_the_future
+            from marts.signals
+        )
+    """,
+    rules=(
+        Rule(
+            "there_are_signals",
+            "(select n_rows from counts)",
+            "At least one user wants at least one product.",
+            "no event carries a weight above 0: look at dbt_project/seeds/event_weights.csv and "
+            "marts.row_accounting",
+            minimum=1,
+            maximum=None,
+        ),
+        Rule(
+            "weights_are_positive",
+            "(select n_bad_weights from counts)",
+            "Weights are finite and above 0.",
+            "look at the half-lives and weights in dbt_project/seeds/event_weights.csv",
+        ),
+        Rule(
+            "one_row_per_user_and_product",
+            "(select n_repeated from counts)",
+            "A user and a product appear together once.",
+            "the grain of marts.signals is broken",
+        ),
+        Rule(
+            "every_user_is_known",
+            "(select n_without_user from counts)",
+            "Signals come from users of marts.users.",
+            "marts.users lost users that have events",
+        ),
+        Rule(
+            "every_product_is_known",
+            "(select n_without_product from counts)",
+            "Signals are about products of marts.products.",
+            "marts.products lost products that have events",
+        ),
+        Rule(
+            "nothing_after_as_of",
+            "(select n_from_the_future from counts)",
+            "No signal is younger than as_of.",
+            "a model reads events after as_of",
+        ),
+    ),
+)
+
+
+def recommendations_gate(version: str, top_n: int) -> Gate:
+    """The promises of a published list, checked on the version's own rows in `serving`.
+
+    The queries share nothing with the code that made the lists.
+
+    Args:
+        version: A version written to the serving tables by us, never a user's text.
+        top_n: Rows a user must have, unless the shop has fewer products left for them.
+    """
+    return Gate(
+        name="recommendations",
+        relations=f"""
+            with lists as (
+                select * from serving.recommendations where version = '{version}'
+            ),
+            per_user as (
+                select
+                    user_id,
+                    count(*) as n_rows,
+                    count(distinct product_id) as n_products,
+                    min(rank) as first_rank,
+                    max(rank) as last_rank
+                from lists group by user_id
+            ),
+            available as (
+                select product_id from marts.products where is_available
+            ),
+            bought as (
+                select user_id, count(*) as n_bought
+                from marts.signals
+                where n_purchases > 0 and product_id in (from available)
+                group by user_id
+            ),
+            expected as (
+                select
+                    user_id,
+                    least({int(top_n)}, (select count(*) from available) - coalesce(n_bought, 0))
+                        as n_expected
+                from marts.users left join bought using (user_id)
+            ),
+            steps as (
+                select
+                    score > lag(score) over (partition by user_id order by rank) as is_rising
+                from lists
+            )
+        """,
+        rules=(
+            Rule(
+                "there_are_recommendations",
+                "(select count(*) from lists)",
+                "The version has rows.",
+                "no user or no available product: look at marts.users and marts.products",
+                minimum=1,
+                maximum=None,
+            ),
+            Rule(
+                "every_user_has_a_full_list",
+                "(select count(*) from expected left join per_user using (user_id)"
+                " where coalesce(n_rows, 0) <> n_expected)",
+                f"Every user has exactly {top_n} rows, or all that the shop has left for them.",
+                "the fallback chain left lists short or made them too long",
+            ),
+            Rule(
+                "no_unknown_users",
+                "(select count(*) from lists anti join marts.users using (user_id))",
+                "Lists are for users of marts.users.",
+                "a user was removed while the run went on",
+            ),
+            Rule(
+                "ranks_have_no_gaps",
+                "(select count(*) from per_user where first_rank <> 1 or last_rank <> n_rows)",
+                "Ranks run from 1 without gaps.",
+                "rows were lost between ranking and writing",
+            ),
+            Rule(
+                "no_product_twice",
+                "(select count(*) from per_user where n_products <> n_rows)",
+                "No product is on a list twice.",
+                "the fallback chain repeated a product",
+            ),
+            Rule(
+                "no_bought_products",
+                "(select count(*) from lists semi join"
+                " (select user_id, product_id from marts.signals where n_purchases > 0) as owned"
+                " on lists.user_id = owned.user_id and lists.product_id = owned.product_id)",
+                "Nobody is shown what they bought.",
+                "bought products were not masked",
+            ),
+            Rule(
+                "no_unavailable_products",
+                "(select count(*) from lists anti join available using (product_id))",
+                "Every product is in the catalogue and available.",
+                "unavailable products were not masked",
+            ),
+            Rule(
+                "scores_are_finite",
+                "(select count(*) from lists where not coalesce(isfinite(score), false))",
+                "Every score is a finite number.",
+                "a model produced NaN or infinity",
+            ),
+            Rule(
+                "scores_never_rise",
+                "(select count(*) from steps where is_rising)",
+                "Scores never rise with rank.",
+                "the lists are not sorted by score",
+            ),
+        ),
+    )
+
+
+def judge(connection: duckdb.DuckDBPyConnection, gate: Gate, *, docs_root: Path) -> list[Verdict]:
+    """Compute every rule's number in one query and let Great Expectations judge them.
+
+    Args:
+        connection: The warehouse.
+        gate: The rules.
+        docs_root: Folder for Great Expectations' project, with its Data Docs.
+    """
+    columns = ", ".join(f"{rule.sql}::double as {rule.name}" for rule in gate.rules)
+    numbers = connection.execute(f"{gate.relations} select {columns}").fetchone()
+    assert numbers is not None
+    values = dict(zip((rule.name for rule in gate.rules), numbers, strict=True))
+    passed = _expect(gate, values, docs_root)
+    return [Verdict(rule, values[rule.name], passed[rule.name]) for rule in gate.rules]
+
+
+def _expect(gate: Gate, values: dict[str, float], docs_root: Path) -> dict[str, bool]:
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+    # Imported here: great_expectations takes seconds to import, and most processes never judge.
+    import great_expectations as gx
+    import pandas as pd
+    from great_expectations.checkpoint import UpdateDataDocsAction
+
+    docs_root.mkdir(parents=True, exist_ok=True)
+    context = gx.get_context(mode="file", project_root_dir=docs_root)
+    context.variables.progress_bars = {"globally": False}
+    suite = gx.ExpectationSuite(
+        name=gate.name,
+        expectations=[
+            gx.expectations.ExpectColumnValuesToBeBetween(
+                column=rule.name,
+                min_value=rule.minimum,
+                max_value=rule.maximum,
+                meta={"notes": f"{rule.description} If not: {rule.remedy}."},
+            )
+            for rule in gate.rules
+        ],
+    )
+    source = context.data_sources.add_or_update_pandas(name="warehouse")
+    asset = source.add_dataframe_asset(name=gate.name)
+    validation = gx.ValidationDefinition(
+        name=gate.name,
+        data=asset.add_batch_definition_whole_dataframe("counts"),
+        suite=context.suites.add_or_update(suite),
+    )
+    checkpoint = gx.Checkpoint(
+        name=gate.name,
+        validation_definitions=[context.validation_definitions.add_or_update(validation)],
+        actions=[UpdateDataDocsAction(name="data_docs")],
+    )
+    result = context.checkpoints.add_or_update(checkpoint).run(
+        batch_parameters={"dataframe": pd.DataFrame([values])}
+    )
+    (judged,) = result.run_results.values()
+    return {
+        outcome.expectation_config.kwargs["column"]: bool(outcome.success)
+        for outcome in judged.results
+    }

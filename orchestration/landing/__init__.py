@@ -1,0 +1,1 @@
+"""Everything before the warehouse: the landing contract, reading files, making shops up."""

@@ -1,0 +1,69 @@
+"""Where things are, from the environment: the only module that reads it."""
+
+import os
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from ml_assets.warehouse import Warehouse
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DBT_PROJECT_DIR = REPOSITORY / "dbt_project"
+EVENT_WEIGHTS = DBT_PROJECT_DIR / "seeds" / "event_weights.csv"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The places a run reads and writes.
+
+    Attributes:
+        home: `RECMART_HOME`: the warehouse, what is published, the run history.
+        data: `RECMART_DATA`: the landing folder.
+        memory_limit: `RECMART_MEMORY_LIMIT`: of DuckDB, in its notation.
+        redis_url: `REDIS_URL`: a server, `embedded` for one started on demand, `off` for none.
+    """
+
+    home: Path
+    data: Path
+    memory_limit: str
+    redis_url: str
+
+    @property
+    def warehouse(self) -> Warehouse:
+        """The build file, the pipeline's alone."""
+        return Warehouse(self.home / "warehouse.duckdb", self.memory_limit)
+
+    @property
+    def published(self) -> Path:
+        """What readers open."""
+        return self.home / "published"
+
+
+def from_environment() -> Settings:
+    """The settings of this process, with the documented defaults."""
+
+    def path(name: str, default: Path) -> Path:
+        return Path(os.environ.get(name) or default).resolve()
+
+    return Settings(
+        home=path("RECMART_HOME", REPOSITORY / "var"),
+        data=path("RECMART_DATA", REPOSITORY / "data" / "online_retail"),
+        memory_limit=os.environ.get("RECMART_MEMORY_LIMIT") or "4GB",
+        redis_url=os.environ.get("REDIS_URL") or "embedded",
+    )
+
+
+def code_version() -> str:
+    """The release, and the commit where the code is a checkout."""
+    release = version("recmart")
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return release
+    return f"{release}+{commit}"
