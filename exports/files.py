@@ -284,11 +284,12 @@ def _write_manifest(
         n_bytes={name: (folder / name).stat().st_size for name in names},
         sha256={name: _sha256(folder / name) for name in names},
     )
-    for name in names:
-        _sync(folder / name)
     path = folder / MANIFEST
     path.write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
-    _sync(path)
+    for name in (*names, MANIFEST):
+        # A client that opens the snapshot for writing would lock all others out.
+        (folder / name).chmod(0o444)
+        _sync(folder / name)
     _sync(folder)
     return manifest
 

@@ -67,6 +67,8 @@ def connected(redis_url: str) -> Iterator[redis.Redis]:
             f"REDIS_URL {without_password(redis_url)} is not a Redis address ({error}): expected "
             "redis://host:6379/0, rediss://user:password@host:6379/0 or unix:///path/to/socket."
         ) from error
+    except (redis.RedisError, OSError) as error:
+        raise explained(error, redis_url) from error
     try:
         yield client
     except (redis.RedisError, OSError) as error:

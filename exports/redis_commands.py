@@ -33,7 +33,7 @@ def to_commands(rows: pa.Table, version: str, kind: str, *, ttl_seconds: int) ->
     ids, item, why = (rows[name].combine_chunks() for name in ("list_id", "item", "why"))
     n_items = len(ids)
     is_first_item = np.ones(n_items, dtype=bool)
-    is_first_item[1:] = pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
+    is_first_item[1:] = as_numpy(pc.not_equal(ids[1:], ids[:-1]).cast(pa.uint8()))
     starts = np.flatnonzero(is_first_item)
     list_of = np.cumsum(is_first_item) - 1
     n_lists = len(starts)
@@ -42,8 +42,8 @@ def to_commands(rows: pa.Table, version: str, kind: str, *, ttl_seconds: int) ->
     # Each reason once a list. Encoding numbers the pairs (list, reason) as they first turn up, so
     # the pairs of a list have consecutive numbers, and its first row has its first pair.
     why = why.dictionary_encode()
-    code = why.indices.to_numpy().astype(np.int64)
-    pair = pa.array(list_of * len(why.dictionary) + code).dictionary_encode().indices.to_numpy()
+    code = as_numpy(why.indices).astype(np.int64)
+    pair = as_numpy(as_arrow(list_of * len(why.dictionary) + code).dictionary_encode().indices)
     pair_of_first_item = pair[starts]
     position = pair - pair_of_first_item[list_of]
     reasons_in = np.diff(np.append(pair_of_first_item, pair.max() + 1))
@@ -52,7 +52,7 @@ def to_commands(rows: pa.Table, version: str, kind: str, *, ttl_seconds: int) ->
 
     # What follows a piece depends only on whether it is the last of its kind in its list.
     is_last_item = np.append(is_first_item[1:], True)
-    closings = pa.array([f"{n}{end}" for n in range(position.max() + 1) for end in ("],[", "]")])
+    closings = _texts([f"{n}{end}" for n in range(position.max() + 1) for end in ("],[", "]")])
     closing = 2 * position + is_last_item
     reasons = pa.concat_arrays([_glue(why.dictionary, ","), why.dictionary])
     is_last_reason = position[pair_row] == reasons_in[pair_list] - 1
@@ -63,7 +63,7 @@ def to_commands(rows: pa.Table, version: str, kind: str, *, ttl_seconds: int) ->
         + np.add.reduceat(_lengths(item) + _lengths(closings)[closing], starts)
         + np.add.reduceat(_lengths(reasons)[reason], pair_of_first_item)
     )
-    keys = _glue(f"recmart:{version}:{kind}:", ids.take(pa.array(starts)))
+    keys = _glue(f"recmart:{version}:{kind}:", ids.take(as_arrow(starts)))
     arguments = 5 if ttl_seconds else 3
     heads = _glue(
         f"*{arguments}\r\n$3\r\nSET\r\n",
@@ -72,13 +72,14 @@ def to_commands(rows: pa.Table, version: str, kind: str, *, ttl_seconds: int) ->
         _text(value_bytes),
         f"\r\n{_VALUE_START}",
     )
-    feet = pa.array([f"{_VALUE_END}\r\n"] * n_lists)
+    feet = _texts([f"{_VALUE_END}\r\n"] * n_lists)
     if ttl_seconds:
-        jitter = rows["salt"].to_numpy()[starts] % np.uint64(1 + int(ttl_seconds * _JITTER_SHARE))
+        most = np.uint64(1 + int(ttl_seconds * _JITTER_SHARE))
+        jitter = as_numpy(rows["salt"].combine_chunks())[starts] % most
         feet = _glue(feet, "$2\r\nEX\r\n", _argument(_text(ttl_seconds + jitter)))
 
     # The pool of pieces, and which of them stands at which place.
-    pool = [heads, item, closings, pa.array([_VALUE_MIDDLE]), reasons, feet]
+    pool = [heads, item, closings, _texts([_VALUE_MIDDLE]), reasons, feet]
     head, first_item, first_closing, middle, first_reason, foot = np.cumsum(
         [0, *(len(pieces) for pieces in pool[:-1])]
     )
@@ -93,7 +94,7 @@ def to_commands(rows: pa.Table, version: str, kind: str, *, ttl_seconds: int) ->
     order[begin_middle] = middle
     order[begin_middle[pair_list] + 1 + position[pair_row]] = first_reason + reason
     order[begin + pieces_in - 1] = foot + np.arange(n_lists)
-    return _bytes_of(pa.concat_arrays(pool).take(pa.array(order)))
+    return _bytes_of(pa.concat_arrays(pool).take(as_arrow(order)))
 
 
 def to_exists(ids: pa.Array, version: str, kind: str) -> tuple[memoryview, int]:
@@ -107,20 +108,42 @@ def to_exists(ids: pa.Array, version: str, kind: str) -> tuple[memoryview, int]:
     return memoryview(b"".join(commands)), len(commands) // 2
 
 
+def as_arrow(numbers: np.ndarray) -> pa.Array:
+    """The numbers without a copy, and without pa.array: it imports pandas, for a second or two."""
+    kind = pa.from_numpy_dtype(numbers.dtype)
+    return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(numbers)])
+
+
+def as_numpy(numbers: pa.Array) -> np.ndarray:
+    """The numbers, none of them null, without a copy; to_numpy imports pandas too."""
+    found = np.frombuffer(numbers.buffers()[1] or b"", dtype=str(numbers.type))
+    return found[numbers.offset : numbers.offset + len(numbers)]
+
+
 def _argument(texts: pa.Array) -> pa.Array:
     return _glue("$", _text(_lengths(texts)), "\r\n", texts, "\r\n")
 
 
 def _glue(*pieces: pa.Array | str) -> pa.Array:
-    return pc.binary_join_element_wise(*pieces, "")
+    # The function takes the separator last, and imports pandas for a bare str.
+    return pc.binary_join_element_wise(
+        *(_texts([each])[0] if isinstance(each, str) else each for each in (*pieces, ""))
+    )
 
 
 def _text(numbers: np.ndarray) -> pa.Array:
-    return pa.array(numbers).cast(pa.string())
+    return as_arrow(numbers).cast(pa.string())
+
+
+def _texts(texts: list[str]) -> pa.Array:
+    pieces = [text.encode() for text in texts]
+    offsets = np.cumsum([0, *map(len, pieces)], dtype=np.int32)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(pieces))]
+    return pa.Array.from_buffers(pa.string(), len(pieces), buffers)
 
 
 def _lengths(texts: pa.Array) -> np.ndarray:
-    return pc.binary_length(texts).to_numpy().astype(np.int64)
+    return as_numpy(pc.binary_length(texts)).astype(np.int64)
 
 
 def _bytes_of(texts: pa.Array) -> memoryview:

@@ -36,7 +36,7 @@ import redis
 from exports.errors import RedisLoadError, without_password
 from exports.lists import KINDS, POINTER, decode, key, manifest_key, rows_sql
 from exports.redis_client import UNCHANGED, Stream, connected
-from exports.redis_commands import to_commands, to_exists
+from exports.redis_commands import as_arrow, to_commands, to_exists
 from exports.versions import Version
 
 # Items per buffer: about 60 MB of Arrow and numpy a socket while it is built.
@@ -292,14 +292,14 @@ class _Lists:
             return []
         step = max(1, _ITEMS_PER_BUFFER * len(self.ids) // self.n_items)
         last = np.minimum(np.arange(step, len(self.ids) + step, step), len(self.ids)) - 1
-        ends = self.ids.take(pa.array(last)).to_pylist()
+        ends = self.ids.take(as_arrow(last)).to_pylist()
         return list(zip([None, *ends[:-1]], ends, strict=True))
 
     def sample(self, *, seed: int) -> list[str]:
         """Some ids, the same for the same seed."""
         n = min(_SAMPLE_LISTS, len(self.ids))
         chosen = np.random.default_rng(seed).choice(len(self.ids), n, replace=False)
-        return list(self.ids.take(pa.array(chosen, type=pa.int64())).to_pylist())
+        return list(self.ids.take(as_arrow(chosen)).to_pylist())
 
 
 def _all_lists(connection: duckdb.DuckDBPyConnection, version: str) -> list[_Lists]:
@@ -450,24 +450,25 @@ def _verify(
     redis_url: str,
 ) -> None:
     """Ask for every key by its name, and compare a sample of the lists with the table."""
-    for each in lists:
-        n_found = _count_keys(each, version.version, redis_url)
-        if n_found != len(each.ids):
-            raise RedisLoadError(
-                f"Redis at {without_password(redis_url)} has {n_found:,} of {len(each.ids):,} "
-                f"{each.kind} lists of version {version.version}: it lost keys, by a restart or "
-                f"by evicting. Look at its log and maxmemory, and load again. {UNCHANGED}"
-            )
+    with Stream(redis_url) as stream:
+        for each in lists:
+            n_found = _count_keys(stream, each, version.version)
+            if n_found != len(each.ids):
+                raise RedisLoadError(
+                    f"Redis at {without_password(redis_url)} has {n_found:,} of "
+                    f"{len(each.ids):,} {each.kind} lists of version {version.version}: it lost "
+                    "keys, by a restart or by evicting. Look at its log and maxmemory, and load "
+                    f"again. {UNCHANGED}"
+                )
     for each in lists:
         _compare_sample(connection, client, version, each, redis_url)
 
 
-def _count_keys(lists: _Lists, version: str, redis_url: str) -> int:
+def _count_keys(stream: Stream, lists: _Lists, version: str) -> int:
     n_found = 0
-    with Stream(redis_url) as stream:
-        for start in range(0, len(lists.ids), _IDS_PER_BUFFER):
-            ids = lists.ids.slice(start, _IDS_PER_BUFFER)
-            n_found += stream.exchange(*to_exists(ids, version, lists.kind))
+    for start in range(0, len(lists.ids), _IDS_PER_BUFFER):
+        ids = lists.ids.slice(start, _IDS_PER_BUFFER)
+        n_found += stream.exchange(*to_exists(ids, version, lists.kind))
     return n_found
 
 

@@ -18,8 +18,9 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -151,8 +152,7 @@ class EmbeddedRedis:
     def _is_ready(self) -> bool:
         deadline = time.monotonic() + _READY_SECONDS
         while time.monotonic() < deadline:
-            with suppress(redis.RedisError, OSError), _connected(self._url()) as client:
-                client.ping()
+            if self._answers():
                 return True
             if self._is_stopped():
                 return False
@@ -162,8 +162,17 @@ class EmbeddedRedis:
             f"'{PROGRAM}' that has {self._folder / 'server.lock'} open, and run again."
         )
 
+    def _answers(self) -> bool:
+        with suppress(redis.RedisError, OSError), _connected(self._url(), seconds=1.0) as client:
+            # Ours, and not one of somebody else that got the port.
+            return client.config_get("dir") == {"dir": str(self._folder.resolve())}
+        return False
+
     def _shut_down(self) -> bool:
-        with suppress(redis.RedisError, OSError), _connected(self._url()) as client:
+        with (
+            suppress(redis.RedisError, OSError),
+            _connected(self._url(), seconds=_STOP_SECONDS) as client,
+        ):
             # A server that obeys closes the connection without an answer.
             try:
                 client.shutdown(save=True)
@@ -256,11 +265,32 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _connected(url: str) -> Iterator[redis.Redis]:
+def _connected(url: str, *, seconds: float) -> Iterator[redis.Redis]:
     client = redis.Redis.from_url(
-        url, socket_connect_timeout=1.0, socket_timeout=_STOP_SECONDS, retry=Retry(NoBackoff(), 0)
+        url,
+        decode_responses=True,
+        socket_connect_timeout=seconds,
+        socket_timeout=seconds,
+        retry=Retry(NoBackoff(), 0),
     )
     try:
         yield client
     finally:
         client.close()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`python -m exports.redis_server start|stop`: by hand, for the home in `RECMART_HOME`."""
+    home = Path(os.environ.get("RECMART_HOME") or "var")
+    if list(arguments) == ["start"]:
+        print(EmbeddedRedis(home).start())
+    elif list(arguments) == ["stop"]:
+        EmbeddedRedis(home).stop()
+    else:
+        print("usage: python -m exports.redis_server start|stop", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -2,7 +2,9 @@
 
 import json
 import os
+import subprocess
 from collections.abc import Iterator
+from importlib import metadata
 from typing import Any
 
 import dagster as dg
@@ -13,15 +15,57 @@ from dagster_dbt import (
     DbtProject,
     dbt_assets,
 )
+from packaging.version import Version
 
 from ml_assets.warehouse import Warehouse
-from orchestration.settings import DBT_PROJECT_DIR, Settings
+from orchestration.settings import DBT, DBT_PROJECT_DIR, Settings
 
 project = DbtProject(project_dir=DBT_PROJECT_DIR, profiles_dir=DBT_PROJECT_DIR)
-project.prepare_if_dev()
-if not project.manifest_path.exists():
-    # A fresh clone that was not set up by the Makefile: parse once, as `dbt parse` would.
-    project.preparer.prepare(project)
+
+
+def _is_parsed(project: DbtProject) -> bool:
+    """Whether the manifest is there and younger than every file it was made from.
+
+    Folders count too: a renamed or removed file is seen there alone.
+    """
+    if not project.manifest_path.exists():
+        return False
+    parsed_at = project.manifest_path.stat().st_mtime
+    sources = (
+        path
+        for path in project.project_dir.rglob("*")
+        if path.suffix in {"", ".sql", ".yml", ".csv"}
+        and not {"target", "logs"} & set(path.relative_to(project.project_dir).parts)
+    )
+    return all(path.stat().st_mtime <= parsed_at for path in sources)
+
+
+# A fresh clone, or a model that was edited: the assets must be those of the files as they are.
+if not _is_parsed(project):
+    subprocess.run(
+        [
+            DBT,
+            "parse",
+            "--quiet",
+            "--project-dir",
+            DBT_PROJECT_DIR,
+            "--profiles-dir",
+            DBT_PROJECT_DIR,
+        ],
+        check=True,
+    )
+
+
+class InstalledDbt(DbtCliResource):
+    """dbt as it is installed beside us, without asking it for its version before every run.
+
+    `dbt --version` looks for newer releases on the network: seconds each time, and far more where
+    the network drops packets.
+    """
+
+    @property
+    def _cli_version(self) -> Version:
+        return Version(metadata.version("dbt-core"))
 
 
 class DbtConfig(dg.Config):
@@ -49,7 +93,8 @@ def dbt_models(
     warehouse: dg.ResourceParam[Warehouse],
 ) -> Iterator[Any]:
     """Run the models and their tests in order; a failing test stops what is built on it."""
-    os.environ["RECMART_WAREHOUSE"] = str(warehouse.path)
+    # The profile reads these; a value other than at the last parse costs a full parse.
+    os.environ["RECMART_HOME"] = str(settings.home)
     os.environ["RECMART_MEMORY_LIMIT"] = settings.memory_limit
     # Unit tests judge the SQL, not the data: they run with the test suite, not every night.
     arguments = ["build", "--exclude-resource-type", "unit_test"]

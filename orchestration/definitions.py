@@ -1,10 +1,6 @@
 """Everything Dagster knows of recmart, assembled in one place."""
 
-import sys
-from pathlib import Path
-
 import dagster as dg
-from dagster_dbt import DbtCliResource
 
 from exports import assets as export_assets
 from exports.assets import Publishing
@@ -14,41 +10,48 @@ from orchestration import checks, dbt_assets, landing_assets, schedules
 from orchestration.console import short_console
 from orchestration.io_manager import WarehouseIOManager
 from orchestration.settings import (
+    DBT,
     DBT_PROJECT_DIR,
     EVENT_WEIGHTS,
+    Settings,
     code_version,
     from_environment,
 )
 
-settings = from_environment()
 
-defs = dg.Definitions(
-    assets=dg.load_assets_from_modules([landing_assets, dbt_assets, model_assets, export_assets]),
-    asset_checks=dg.load_asset_checks_from_modules([checks]),
-    jobs=[schedules.daily_recommendations],
-    schedules=[schedules.nightly],
-    sensors=[schedules.new_landing_files],
-    resources={
-        "settings": settings,
-        "warehouse": settings.warehouse,
-        "io_manager": WarehouseIOManager(settings.warehouse),
-        "publishing": Publishing(
-            home=settings.home,
-            published=settings.published,
-            redis_url=settings.redis_url,
-            retain=3,
-            code_version=code_version(),
-            config_files=(EVENT_WEIGHTS, DBT_PROJECT_DIR / "dbt_project.yml"),
+def build_definitions(settings: Settings) -> dg.Definitions:
+    """The assets, checks and jobs on the places of these settings."""
+    return dg.Definitions(
+        assets=dg.load_assets_from_modules(
+            [landing_assets, dbt_assets, model_assets, export_assets]
         ),
-        "recommender": RecommenderSettings(),
-        "dbt": DbtCliResource(
-            project_dir=str(DBT_PROJECT_DIR),
-            profiles_dir=str(DBT_PROJECT_DIR),
-            # The environment's own dbt, whether or not it was activated.
-            dbt_executable=str(Path(sys.executable).with_name("dbt")),
-        ),
-    },
-    loggers={"console": dg.colored_console_logger, "short": short_console},
-    # DuckDB takes one writing process, and every new process pays seconds of imports.
-    executor=dg.in_process_executor,
-)
+        asset_checks=dg.load_asset_checks_from_modules([checks]),
+        jobs=[schedules.daily_recommendations],
+        schedules=[schedules.nightly],
+        sensors=[schedules.new_landing_files],
+        resources={
+            "settings": settings,
+            "warehouse": settings.warehouse,
+            "io_manager": WarehouseIOManager(settings.warehouse),
+            "publishing": Publishing(
+                home=settings.home,
+                published=settings.published,
+                redis_url=settings.redis_url,
+                retain=3,
+                code_version=code_version(),
+                config_files=(EVENT_WEIGHTS, DBT_PROJECT_DIR / "dbt_project.yml"),
+            ),
+            "recommender": RecommenderSettings(),
+            "dbt": dbt_assets.InstalledDbt(
+                project_dir=str(DBT_PROJECT_DIR),
+                profiles_dir=str(DBT_PROJECT_DIR),
+                dbt_executable=str(DBT),
+            ),
+        },
+        loggers={"console": dg.colored_console_logger, "short": short_console},
+        # DuckDB takes one writing process, and every new process pays seconds of imports.
+        executor=dg.in_process_executor,
+    )
+
+
+defs = build_definitions(from_environment())

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -10,6 +11,8 @@ from ml_assets.warehouse import Warehouse
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DBT_PROJECT_DIR = REPOSITORY / "dbt_project"
+# The environment's own dbt, whether or not it was activated.
+DBT = Path(sys.executable).with_name("dbt")
 EVENT_WEIGHTS = DBT_PROJECT_DIR / "seeds" / "event_weights.csv"
 
 

@@ -114,6 +114,8 @@ def as_parquet(rows: Sequence[dict[str, Any]]) -> bytes:
         ("it's [1] *,{a}?.csv", as_csv(ROWS), 2),
         ("it's [1] *,{a}?.parquet", as_parquet(ROWS), 1),
         ("day=2024-02-01/part-0.parquet", as_parquet(ROWS), 1),
+        ("blank_lines_first.csv", b"\n\n" + as_csv(ROWS), 4),
+        ("quoted_header.csv", as_csv(ROWS).replace(b"user_id", b'"user_id\n"'), 3),
     ],
 )
 def test_the_same_rows_arrive_from_every_format(warehouse, shop, name, content, first_row):
@@ -468,7 +470,7 @@ def test_a_line_that_is_no_json_object_is_malformed(warehouse, shop):
 # Whatever could confuse a reader: quotes, delimiters, line ends, blanks, bytes of other alphabets.
 VALUES = st.text(alphabet=list("ab\",;\n\r |\t'\\é😀\0"), max_size=6)
 MANY = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -645,8 +647,8 @@ def test_the_settings_of_the_connection_are_as_before(warehouse, shop):
 
     assert warehouse.execute(
         "select current_setting('preserve_insertion_order'), current_setting('TimeZone'), "
-        "current_setting('disabled_compression_methods'), current_setting('file_search_path')"
-    ).fetchone() == (False, "Asia/Kolkata", "", "")
+        "current_setting('file_search_path')"
+    ).fetchone() == (False, "Asia/Kolkata", "")
 
 
 # ---------------------------------------------------------------- what cannot be used
@@ -661,7 +663,7 @@ WHOLE_PARQUET = as_parquet(ROWS * 500)
         ("a.csv", "", ["events/a.csv", "empty (0 bytes)", "Write it again"]),
         ("a.jsonl", "", ["events/a.jsonl", "empty (0 bytes)"]),
         ("a.parquet", "", ["events/a.parquet", "empty (0 bytes)"]),
-        ("a.csv", "\n\n", ["events/a.csv", "'user_id'"]),
+        ("a.csv", "\n\n", ["events/a.csv", "no header line", "user_id"]),
         ("a.csv.gz", gzip.compress(b""), ["events/a.csv.gz", "no header line", "user_id"]),
         ("a.xlsx", "x", ["events/a.xlsx", "type", ".csv", ".parquet", "convert"]),
         ("a.csv.gz", WHOLE_GZIP[:-20], ["events/a.csv.gz", "not a whole gzip file"]),
@@ -703,7 +705,6 @@ WHOLE_PARQUET = as_parquet(ROWS * 500)
         ("a.csv", '"' + "x\n" * 200_000, ["events/a.csv", "header is longer"]),
         ("a.csv", '"user_id"s,product_id\n', ["events/a.csv", "quote in the wrong place"]),
         ("a.csv", f"{HEADER}\n", ["not one row of events"]),
-        ("a.parquet", as_parquet(ROWS)[:0] or as_parquet(ROWS)[:4], ["events/a.parquet"]),
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_used_fails_with_its_name_and_the_remedy(
@@ -719,6 +720,13 @@ def test_a_file_that_cannot_be_used_fails_with_its_name_and_the_remedy(
     assert str(error.value).endswith(".")
     assert warehouse.execute("select count(*) from raw.events").fetchone() == (0,)
     assert warehouse.execute("select count(*) from raw.malformed_lines").fetchone() == (0,)
+
+
+def test_a_file_that_cannot_be_opened_is_named(warehouse, shop):
+    (shop / "events" / "a.csv").symlink_to(shop / "gone.csv")
+
+    with pytest.raises(LandingError, match=r"events/a.csv cannot be opened: No such file"):
+        load(warehouse, shop)
 
 
 def test_a_parquet_file_with_two_columns_of_one_name_is_refused(warehouse, shop):
@@ -879,6 +887,13 @@ def test_a_file_that_would_hide_the_adapters_is_refused(warehouse, adapted, tmp_
 
     with pytest.raises(LandingError, match=r"DuckDB would take .*elsewhere/log.csv"):
         load(warehouse, adapted)
+
+
+def test_an_adapter_in_a_folder_with_a_comma_is_refused(warehouse, adapted):
+    folder = adapted.rename(adapted.with_name("shop, old"))
+
+    with pytest.raises(LandingError, match=r"shop, old has a comma in it.* Rename the folder"):
+        load(warehouse, folder)
 
 
 def test_an_adapter_may_follow_on_files_that_could_not_be_loaded(warehouse, shop):

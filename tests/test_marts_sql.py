@@ -34,7 +34,7 @@ VARIABLES = {
     "max_events_per_day_counted": 3,
     "bot_max_events_per_day": 9,
     "bot_max_browsed_per_day_without_cart": 6,
-    "outlier_max_products": 4,
+    "outlier_max_products": 5,
     "popularity_depth": 3,
     "popularity_recent_days": 8,
     "trending_days": 4,
@@ -196,27 +196,34 @@ def marts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Marts]:
     marts.connection.close()
 
 
+# Both sides of every edge: of as_of, the windows of popularity, and the holdout.
+AGES = (-1, 0, 1, 3, 4, 7, 8, 9, 10, 11, 12, 20)
+
+
 def _days(
     *,
     users: str,
     products: str,
     event_types: Sequence[str] = tuple(EVENT_TYPES),
+    ages: Sequence[int] = AGES,
+    least: int = 0,
     most: int = 40,
 ) -> st.SearchStrategy[list[Day]]:
-    """Rows of int_daily_signals around the holdout's ends, at most one for each key."""
+    """`least` to `most` rows of int_daily_signals, so many days before AS_OF."""
     return st.lists(
         st.builds(
             Day,
             user_id=st.sampled_from(users),
             product_id=st.sampled_from(products),
-            event_on=st.integers(-2, 20).map(lambda age: AS_OF - timedelta(days=age)),
+            event_on=st.sampled_from(ages).map(lambda age: AS_OF - timedelta(days=age)),
             event_type=st.sampled_from(event_types),
-            n_events=st.integers(1, 4),
+            n_events=st.integers(1, 6),
             # Tenths: no sum of them is exact in doubles.
             quantity=st.integers(1, 40).map(lambda tenths: tenths / 10),
             rating=st.integers(1, 10).map(lambda half_stars: half_stars / 2),
         ),
         unique_by=lambda day: day.key,
+        min_size=least,
         max_size=most,
     )
 
@@ -269,6 +276,27 @@ def _events_left(days: Sequence[Day]) -> dict[tuple[str, str, str, date], int]:
     return left
 
 
+UNDONE_COLUMNS = "period, user_id, product_id, event_type, event_on, n_events, n_left"
+
+
+def _undone(days: Sequence[Day]) -> list[tuple[Any, ...]]:
+    """UNDONE_COLUMNS of int_undone_days."""
+    periods = {
+        "as_of": _within(days, None, AS_OF),
+        "backtest": _within(days, None, HOLDOUT_FROM),
+        "holdout": _within(days, HOLDOUT_FROM, AS_OF),
+    }
+    rows = []
+    for period, in_period in periods.items():
+        left = _events_left(in_period)
+        rows += [
+            (period, *day.key, day.n_events, left[day.key])
+            for day in in_period
+            if left[day.key] < day.n_events
+        ]
+    return sorted(rows)
+
+
 def _strength(day: Day) -> float:
     if day.event_type != "rating":
         return WEIGHTS.get(day.event_type, 0.0)
@@ -302,40 +330,21 @@ def _counted(
 
 
 @some_shops
-@given(days=_days(users="uvwxyz", products="p", event_types=["purchase", "return"], most=120))
+@given(days=_days(users="uvwxyz", products="p", event_types=["purchase", "return"], most=100))
 def test_returns_pop_the_latest_units_off_a_stack(marts: Marts, days: list[Day]):
     marts.build(days, products=CATALOGUE, models=["int_undone_days"])
 
-    periods = {
-        "as_of": _within(days, None, AS_OF),
-        "backtest": _within(days, None, HOLDOUT_FROM),
-        "holdout": _within(days, HOLDOUT_FROM, AS_OF),
-    }
-    expected = sorted(
-        (period, *day.key, day.n_events, _events_left(in_period)[day.key])
-        for period, in_period in periods.items()
-        for day in in_period
-        if _events_left(in_period)[day.key] < day.n_events
-    )
-    columns = "period, user_id, product_id, event_type, event_on, n_events, n_left"
-    assert marts.rows("int_undone_days", columns) == expected
+    assert marts.rows("int_undone_days", UNDONE_COLUMNS) == _undone(days)
 
 
 @some_shops
-@given(days=_days(users="uvw", products="pq", most=80))
+@given(days=_days(users="uvw", products="pq", least=60, most=120))
 def test_what_is_undone_of_one_user_product_and_type_is_undone_of_no_other(
     marts: Marts, days: list[Day]
 ):
     marts.build(days, products=CATALOGUE, models=["int_undone_days"])
 
-    days = _within(days, None, AS_OF)
-    left = _events_left(days)
-    expected = sorted((*day.key, left[day.key]) for day in days if left[day.key] < day.n_events)
-    columns = "user_id, product_id, event_type, event_on, n_left"
-    rows = marts.connection.execute(
-        f"select {columns} from intermediate.int_undone_days where period = 'as_of' order by all"
-    ).fetchall()
-    assert rows == expected
+    assert marts.rows("int_undone_days", UNDONE_COLUMNS) == _undone(days)
 
 
 def test_what_was_bought_in_thirds_and_returned_in_thirds_is_all_gone(marts: Marts):
@@ -353,7 +362,7 @@ def test_what_was_bought_in_thirds_and_returned_in_thirds_is_all_gone(marts: Mar
 
 
 @some_shops
-@given(days=_days(users="tuvwxyz", products="pqrst", most=150))
+@given(days=_days(users="uvwxyz", products="pqr", least=60, most=120))
 def test_a_weight_is_the_sum_of_faded_event_weights(marts: Marts, days: list[Day]):
     marts.build(days, products=CATALOGUE, models=SIGNAL_MODELS)
 
@@ -371,7 +380,7 @@ def test_a_weight_is_the_sum_of_faded_event_weights(marts: Marts, days: list[Day
 
 
 @some_shops
-@given(days=_days(users="tuvwxyz", products="pqrst", most=150))
+@given(days=_days(users="uvwxyz", products="pqr", least=60, most=120))
 def test_signals_count_what_is_left_of_each_type(marts: Marts, days: list[Day]):
     marts.build(days, products=CATALOGUE, models=SIGNAL_MODELS)
 
@@ -397,7 +406,7 @@ def test_signals_count_what_is_left_of_each_type(marts: Marts, days: list[Day]):
 
 
 @some_shops
-@given(days=_days(users="tuvwxyz", products="pqrst", most=150))
+@given(days=_days(users="uvwxyz", products="pqr", least=60, most=120))
 def test_the_holdout_is_what_users_did_after_holdout_from(marts: Marts, days: list[Day]):
     marts.build(days, products=CATALOGUE, models=[*SIGNAL_MODELS, "backtest_signals", "holdout"])
 
@@ -424,7 +433,7 @@ def test_the_holdout_is_what_users_did_after_holdout_from(marts: Marts, days: li
 
 
 @some_shops
-@given(days=_days(users="uvwx", products="pqrst"), data=st.data())
+@given(days=_days(users="tuvwxyz", products="pqrst", least=40, most=80), data=st.data())
 def test_popularity_counts_people_in_every_list(marts: Marts, days: list[Day], data: st.DataObject):
     products = [
         {
@@ -523,7 +532,16 @@ def _trending(reach: Mapping[tuple[str, str, int], float], available: set[str], 
 
 
 @some_shops
-@given(days=_days(users="uvw", products="pqrst", event_types=["view", "purchase", "return"]))
+@given(
+    days=_days(
+        users="uvwxyz",
+        products="pqrstx",
+        event_types=["view", "purchase", "return"],
+        ages=[0, 1, 9, 20],
+        least=40,
+        most=80,
+    )
+)
 def test_pairs_are_counted_and_scored_as_by_hand(marts: Marts, days: list[Day]):
     marts.build(days, products=CATALOGUE, models=[*UP_TO_PRODUCTS, "product_pairs"])
 
@@ -586,9 +604,9 @@ def _pairs(baskets: Sequence[set[str]]) -> dict[tuple[str, str], list[float]]:
 
 @some_shops
 @given(
-    past=_days(users="uvw", products="pqrst"),
-    one=_days(users="uv", products="pq"),
-    other=_days(users="uvx", products="px"),
+    past=_days(users="uvw", products="pqrst", ages=[10, 11, 15], least=20),
+    one=_days(users="uv", products="pq", ages=[0, 9], least=10),
+    other=_days(users="uvwx", products="pqrstx", ages=[-1, 0, 9], least=20),
 )
 def test_nothing_after_holdout_from_changes_the_backtest(
     marts: Marts, past: list[Day], one: list[Day], other: list[Day]

@@ -1,4 +1,6 @@
 -- A weight that cannot be used stops the run with a sentence, not with a count of rows.
+{{ config(meta={'dagster': {'ref': {'name': 'event_weights'}}}) }}
+
 with
 
 event_weights as (

@@ -1,6 +1,6 @@
 -- More than a fifth refused: rather a column that changed its meaning than dirt. Look at the reasons
 -- in staging.rejected_rows.
-{{ config(severity='warn') }}
+{{ config(severity='warn', meta={'dagster': {'ref': {'name': 'rejected_rows'}}}) }}
 
 with
 

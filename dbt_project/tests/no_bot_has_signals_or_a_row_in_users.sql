@@ -1,4 +1,6 @@
 -- A user known to be a bot on as_of is nowhere in the marts; the backtest leaves out whom it could know about.
+{{ config(meta={'dagster': {'ref': {'name': 'users'}}}) }}
+
 with
 
 bots as (

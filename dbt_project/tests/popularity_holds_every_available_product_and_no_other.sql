@@ -1,4 +1,6 @@
 -- The list of everything names each available product; no list names another product.
+{{ config(meta={'dagster': {'ref': {'name': 'popularity'}}}) }}
+
 with
 
 available as (

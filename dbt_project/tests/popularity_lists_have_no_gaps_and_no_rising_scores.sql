@@ -1,4 +1,6 @@
 -- Ranks are 1 to the length of the list, and a score never rises with the rank. Both lists, both dates.
+{{ config(meta={'dagster': {'ref': {'name': 'popularity'}}}) }}
+
 with
 
 lists as (

@@ -1,4 +1,6 @@
 -- arrived = rejected + accepted, and accepted = left out + counted. Each side is counted on its own.
+{{ config(meta={'dagster': {'ref': {'name': 'row_accounting'}}}) }}
+
 with
 
 steps as (

@@ -1,0 +1,350 @@
+"""The whole line on a small, nasty shop: what survives, what is refused, what is published."""
+
+import csv
+import gzip
+import io
+import json
+from datetime import date
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+import pytest
+from lines import line_in, why_it_failed, write_files
+
+from exports.reader import Reader
+from orchestration.landing.synthetic_shop import write_shop
+
+ODD_USERS = ["007", "7", "O'Hara", 'say "hi"', "two\nlines", "🎁", "Ünïcode; drop table", "a,b"]
+
+
+def csv_text(header: list[str], rows: list[list[object]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """A generated shop with dirt of every kind, and odd customers of our own in another file."""
+    folder = tmp_path_factory.mktemp("line")
+    line = line_in(folder, redis_url="embedded")
+    summary = write_shop(
+        line.settings.data,
+        n_users=150,
+        n_products=80,
+        n_events=12_000,
+        n_days=90,
+        start=date(2024, 1, 1),
+        seed=5,
+        file_format="mixed",
+        dirt={
+            "exact_duplicates": 0.01,
+            "bad_types": 0.01,
+            "unknown_products": 0.01,
+            "future_dates": 0.01,
+            "blank_ids": 0.01,
+            "late_files": 0.01,
+        },
+    )
+    header = ["user_id", "product_id", "event_type", "event_ts", "price"]
+    rows = []
+    for i, user in enumerate(ODD_USERS):
+        rows.append([user, f"odd-{i}", "purchase", "2024-03-01 10:00:00", "9.5"])
+        rows.append([user, f"odd-{(i + 1) % len(ODD_USERS)}", "view", "2024-03-02", ""])
+    rows += [
+        ["one event", "odd-0", "purchase", "2024-03-05T12:00:00Z", "3"],
+        ["only views", "odd-1", "view", "2024-03-05T12:00:00+02:00", ""],
+        ["only views", "odd-2", "view", "2024-03-06", ""],
+        ["nobody's wish", "never described", "purchase", "2024-03-05", "3"],
+        ["from the future", "odd-1", "purchase", "2099-01-01", "3"],
+        ["bad number", "odd-1", "purchase", "2024-03-05", "cheap"],
+    ]
+    write_files(
+        line.settings.data,
+        events__odd_csv=csv_text(header, rows) + "too,few\n",
+        products__odd_csv=csv_text(
+            ["product_id", "title", "category"],
+            [[f"odd-{i}", f"odd thing number{i}", "oddities"] for i in range(len(ODD_USERS))]
+            + [["untitled", "", ""]],
+        ),
+    )
+    result = line.run()
+    assert result.success, why_it_failed(result)
+    yield line, summary
+    line.stop()
+
+
+def test_every_row_that_arrived_is_accepted_or_rejected_with_a_reason(shop):
+    line, _ = shop
+
+    arrived = line.value(
+        "select sum(n_rows + n_malformed) from raw.landing_files where entity = 'events'"
+    )
+    accepted = line.value("select count(*) from staging.stg_events")
+    rejected = line.value("select count(*) from staging.rejected_rows where entity = 'events'")
+    assert arrived == accepted + rejected
+    assert line.value("select count(*) from staging.rejected_rows where reason is null") == 0
+
+
+def test_each_bad_row_is_named_with_file_column_and_reason(shop):
+    line, _ = shop
+
+    reasons = dict(
+        line.query(
+            "select coalesce(column_name, 'line'), reason from staging.rejected_rows"
+            " where source_file = 'events/odd.csv'"
+        )
+    )
+    assert reasons["product_id"] == "product is not in the catalogue"
+    assert "future" in reasons["event_ts"]
+    assert "not a number" in reasons["price"]
+    assert len(reasons) == 4
+
+
+def test_ids_of_any_characters_get_their_list_in_the_snapshot_and_in_redis(shop):
+    line, _ = shop
+    url = (line.settings.home / "redis" / "url").read_text().strip()
+    from_redis = Reader(redis_url=url)
+    from_snapshot = Reader(snapshot=line.settings.published / "current.duckdb")
+
+    for user in [*ODD_USERS, "one event", "only views"]:
+        listed = from_redis.recommend(user, k=20)
+        assert len(listed) == 20
+        assert listed == from_snapshot.recommend(user, k=20)
+        assert (user,) in line.query("select distinct user_id from serving.current_recommendations")
+
+
+def test_a_user_with_views_only_is_recommended_from_views(shop):
+    line, _ = shop
+
+    sources = line.query(
+        "select distinct source from serving.current_recommendations where user_id = 'only views'"
+    )
+    assert sources == [("hybrid",)]
+
+
+def test_an_unknown_user_gets_what_is_popular(shop):
+    line, _ = shop
+
+    listed = Reader(snapshot=line.settings.published / "current.duckdb").recommend("nobody", k=5)
+
+    assert len(listed) == 5 and {item.source for item in listed} <= {"trending", "popular"}
+
+
+def test_published_scores_add_up_in_sql(shop):
+    line, _ = shop
+
+    wrong = line.value(
+        "select count(*) from serving.current_recommendations where source = 'hybrid'"
+        " and score <> 0.7 * coalesce(cf_score, 0) + 0.3 * coalesce(content_score, 0)"
+    )
+    assert wrong == 0
+
+
+def test_models_are_tables_and_sql_can_score_with_them(shop):
+    line, _ = shop
+
+    score = line.value(
+        "select array_inner_product(u.factors, i.factors)"
+        " from ml.user_factors u, ml.item_factors i limit 1"
+    )
+    assert isinstance(score, float)
+
+
+def test_parquet_snapshot_and_tables_hold_the_same_version(shop):
+    line, _ = shop
+    (version,) = line.query("select version from serving.versions where state = 'live'")[0]
+    folder = line.settings.published / "versions" / version
+
+    rows = line.query(
+        "select * exclude (version) from serving.current_recommendations order by all"
+    )
+    parquet = pl.read_parquet(folder / "recommendations.parquet")
+    assert sorted(parquet.rows(), key=str) == sorted(rows, key=str)
+    assert line.snapshot("select version from serving.versions") == [(version,)]
+    assert json.loads((folder / "manifest.json").read_text())["version"] == version
+
+
+def test_the_metrics_of_models_and_baselines_are_a_table(shop):
+    line, _ = shop
+
+    models = {model for (model,) in line.query("select distinct model from ml.offline_metrics")}
+    assert models == {"random", "popular", "popular_28_days", "als", "content", "hybrid"}
+
+
+def test_great_expectations_wrote_its_documents(shop):
+    line, _ = shop
+    site = line.settings.home / "gx" / "uncommitted" / "data_docs" / "local_site"
+
+    assert (site / "index.html").exists()
+    names = {path.stem for path in (site / "expectations").glob("*.html")}
+    assert names == {"accepted_events", "signals", "recommendations"}
+
+
+def test_the_same_input_twice_gives_the_same_bytes(shop, tmp_path):
+    line, _ = shop
+    again = line_in(tmp_path, data=line.settings.data)
+
+    result = again.run()
+
+    assert result.success, why_it_failed(result)
+    hashes = "select version, content_hash from serving.versions"
+    assert again.query(hashes) == line.query(hashes)
+    table = "select * from ml.recommendations order by user_id, rank"
+    assert again.query(table) == line.query(table)
+
+
+def test_a_second_run_loads_no_file_twice_and_publishes_nothing_new(shop):
+    line, _ = shop
+    before = line.query("select count(*) from raw.events")
+
+    result = line.run()
+
+    assert result.success, why_it_failed(result)
+    assert line.query("select count(*) from raw.events") == before
+    actions = line.query("select action from serving.publications order by publication_id")
+    assert [action for (action,) in actions][-1] == "unchanged"
+    assert line.value("select count(*) from serving.versions") == 1
+
+
+def test_a_red_gate_leaves_the_last_version_live_and_says_what_it_saw(shop):
+    line, _ = shop
+    live = line.snapshot("select version from serving.versions")
+    with line.settings.warehouse.connect() as connection:
+        connection.execute("create table ml.kept as from ml.recommendations")
+        connection.execute(
+            "update ml.recommendations set product_id = 'untitled' where rank <= 2"
+            " and user_id = '007'"
+        )
+    try:
+        result = line.run(
+            dg.AssetSelection.groups("serving") | dg.AssetSelection.checks_for_assets()
+        )
+    finally:
+        with line.settings.warehouse.connect() as connection:
+            connection.execute("create or replace table ml.recommendations as from ml.kept")
+            connection.execute("drop table ml.kept")
+
+    assert "no_product_twice" in why_it_failed(result)
+    assert line.snapshot("select version from serving.versions") == live
+    (reason,) = line.query("select reason from serving.versions where state = 'rejected'")[0]
+    assert "saw 1, expected" in reason
+
+
+def test_a_shop_with_one_user_one_product_and_no_titles_is_served(tmp_path):
+    line = line_in(tmp_path)
+    write_files(
+        line.settings.data,
+        events__a_jsonl='{"user_id": "u", "product_id": "p", "event_type": "view",'
+        ' "event_ts": "2024-01-01"}\n',
+        products__a_csv="product_id,title\np,\n",
+    )
+
+    result = line.run()
+
+    assert result.success, why_it_failed(result)
+    rows = line.query("select user_id, product_id, source from serving.current_recommendations")
+    assert rows in ([("u", "p", "trending")], [("u", "p", "popular")])
+    assert line.query("select * from ml.offline_metrics") == []
+
+
+BAD = {
+    "an empty events file": (
+        {"events__a_csv": ""},
+        ["events/a.csv"],
+    ),
+    "only a header": (
+        {"events__a_csv": "user_id,product_id,event_type,event_ts\n"},
+        ["events"],
+    ),
+    "a missing column": (
+        {"events__a_csv": "user_id,product_id,event_ts\nu,p,2024-01-01\n"},
+        ["events/a.csv", "event_type"],
+    ),
+    "a renamed column": (
+        {"events__a_csv": "user,product_id,event_type,event_ts\nu,p,view,2024-01-01\n"},
+        ["events/a.csv", "user_id"],
+    ),
+    "an unknown event type": (
+        {"events__a_csv": "user_id,product_id,event_type,event_ts\nu,p,wishlist,2024-01-01\n"},
+        ["wishlist", "events/a.csv", "event_weights.csv"],
+    ),
+    "an unreadable file": (
+        {"events__a_parquet": b"PAR1 but not really"},
+        ["events/a.parquet"],
+    ),
+    "a truncated gzip": (
+        {"events__a_csv_gz": b""},
+        ["events/a.csv.gz"],
+    ),
+    "a catalogue without a title column": (
+        {
+            "events__a_csv": "user_id,product_id,event_type,event_ts\nu,p,view,2024-01-01\n",
+            "products__a_csv": "product_id,name\np,lamp\n",
+        },
+        ["products/a.csv", "title"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD, ids=str)
+def test_bad_files_stop_the_run_with_a_sentence(case, tmp_path):
+    line = line_in(tmp_path)
+    files, words = BAD[case]
+    good = {"products__a_csv": "product_id,title\np,lamp\n"}
+    write_files(line.settings.data, **{**good, **{k: v for k, v in files.items() if "gz" not in k}})
+    if case == "a truncated gzip":
+        whole = gzip.compress(b"user_id,product_id,event_type,event_ts\n" * 1000)
+        (line.settings.data / "events").mkdir()
+        (line.settings.data / "events" / "a.csv.gz").write_bytes(whole[: len(whole) // 2])
+
+    said = why_it_failed(line.run(dg.AssetSelection.groups("raw")))
+
+    for word in words:
+        assert word in said
+    assert "Traceback" not in said and "Error:" not in said
+
+
+def test_a_negative_weight_stops_the_run_before_dbt_sees_it(tmp_path, monkeypatch):
+    from orchestration import landing_assets
+
+    weights = tmp_path / "event_weights.csv"
+    weights.write_text("event_type,weight,half_life_days,undoes\nview,-1,,\n")
+    monkeypatch.setattr(landing_assets, "EVENT_WEIGHTS", weights)
+    line = line_in(tmp_path)
+    write_files(
+        line.settings.data,
+        events__a_csv="user_id,product_id,event_type,event_ts\nu,p,view,2024-01-01\n",
+        products__a_csv="product_id,title\np,lamp\n",
+    )
+
+    said = why_it_failed(line.run(dg.AssetSelection.groups("raw")))
+
+    assert "event_weights.csv" in said and "-1" in said
+
+
+@pytest.mark.parametrize("setting", [{"top_n": 0}, {"candidates": 5}, {"w_cf": -1.0}])
+def test_a_setting_that_makes_no_sense_is_named(setting, tmp_path):
+    from ml_assets.assets import RecommenderSettings
+
+    with pytest.raises(dg.Failure, match=next(iter(setting))):
+        RecommenderSettings(**setting).checked()
+
+
+def test_the_sensor_sees_new_changed_and_removed_files(tmp_path):
+    from orchestration.schedules import fingerprint
+
+    file = Path(tmp_path / "a.csv")
+    prints = [fingerprint(tmp_path)]
+    file.write_text("1")
+    prints.append(fingerprint(tmp_path))
+    file.write_text("22")
+    prints.append(fingerprint(tmp_path))
+    file.rename(tmp_path / "b.csv")
+    prints.append(fingerprint(tmp_path))
+
+    assert len(set(prints)) == 4
+    assert fingerprint(tmp_path) == prints[-1]

@@ -1,0 +1,411 @@
+"""Three surfaces, one version: switched in order, whole after any kill, back in a moment."""
+
+import json
+import multiprocessing
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import duckdb
+import pytest
+import redis
+from publishing_for_tests import (
+    NOW,
+    make_shop,
+    open_warehouse,
+    publish_for_ever,
+    stage,
+)
+
+from exports import files, publish, redis_load, versions
+from exports.errors import PublishError, RedisLoadError
+from exports.lists import KINDS, POINTER, key, manifest_key, rows_sql
+from exports.reader import Reader
+from exports.redis_server import EmbeddedRedis
+
+# `RECMART_KILLS=200 pytest tests/test_publish.py -k kill` for the stress figure.
+KILLS = int(os.environ.get("RECMART_KILLS", "6"))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    embedded = EmbeddedRedis(tmp_path_factory.mktemp("redis"))
+    yield embedded.start()
+    embedded.stop()
+
+
+@pytest.fixture
+def redis_url(server):
+    with redis.Redis.from_url(server) as client:
+        client.flushall()
+    return server
+
+
+@pytest.fixture
+def published(tmp_path):
+    return tmp_path / "published"
+
+
+@pytest.fixture
+def warehouse():
+    with duckdb.connect() as connection:
+        yield connection
+
+
+def publish_taste(warehouse, taste, published, redis_url, *, retain=3, users=("ann", "bob")):
+    make_shop(warehouse, taste=taste, users=users)
+    return publish.publish_version(
+        warehouse,
+        stage(warehouse),
+        published_dir=published,
+        redis_url=redis_url,
+        ttl_seconds=3600,
+        retain=retain,
+        run_id=f"run-{taste}",
+        happened_at=NOW,
+    )
+
+
+def roll_back(warehouse, version, published, redis_url):
+    return publish.roll_back(
+        warehouse,
+        version.version,
+        published_dir=published,
+        redis_url=redis_url,
+        ttl_seconds=3600,
+        run_id="by hand",
+        happened_at=NOW,
+    )
+
+
+def shown(warehouse, published, redis_url):
+    """The versions that readers of warehouse, snapshot and Redis see."""
+    live = versions.live_version(warehouse)
+    return (
+        None if live is None else live.version,
+        files.current_snapshot(published),
+        redis_load.current_redis(redis_url=redis_url),
+    )
+
+
+def test_a_published_version_is_shown_everywhere(warehouse, published, redis_url):
+    version = publish_taste(warehouse, 0, published, redis_url)
+
+    assert shown(warehouse, published, redis_url) == (version.version,) * 3
+
+
+def test_publishing_the_same_again_changes_nothing(warehouse, published, redis_url):
+    version = publish_taste(warehouse, 0, published, redis_url)
+
+    assert publish_taste(warehouse, 0, published, redis_url) == version
+    assert warehouse.sql("select action from serving.publications").fetchall() == [
+        ("candidate",),
+        ("published",),
+        ("unchanged",),
+    ]
+
+
+def test_old_versions_are_removed_everywhere(warehouse, published, redis_url):
+    published_versions = [
+        publish_taste(warehouse, taste, published, redis_url, retain=2).version
+        for taste in range(4)
+    ]
+
+    kept = set(published_versions[2:])
+    assert {path.name for path in (published / "versions").iterdir()} == kept
+    with redis.Redis.from_url(redis_url) as client:
+        names = {name.decode().split(":")[1] for name in client.scan_iter("recmart:*:*")}
+    assert names == kept
+    assert {each.version for each in versions.kept_versions(warehouse)} == kept
+
+
+def test_a_shop_without_redis_publishes_tables_and_files(warehouse, published):
+    version = publish_taste(warehouse, 0, published, None)
+
+    assert versions.live_version(warehouse) == version
+    assert files.current_snapshot(published) == version.version
+
+
+@pytest.mark.parametrize("missing", ["files", "redis", "redis is down"])
+def test_nothing_is_switched_when_one_copy_is_missing(warehouse, published, redis_url, missing):
+    live = publish_taste(warehouse, 0, published, redis_url)
+    make_shop(warehouse, taste=1)
+    version = stage(warehouse)
+    if missing != "files":
+        files.write_version_files(warehouse, version, published)
+    if missing != "redis":
+        redis_load.load_version(warehouse, version, redis_url=redis_url, ttl_seconds=60)
+    url = "redis://127.0.0.1:1/0" if missing == "redis is down" else redis_url
+
+    with pytest.raises(PublishError):
+        publish.switch_live(
+            warehouse,
+            version.version,
+            published_dir=published,
+            redis_url=url,
+            run_id="run-1",
+            happened_at=NOW,
+        )
+
+    assert shown(warehouse, published, redis_url) == (live.version,) * 3
+
+
+def test_a_redis_that_fails_leaves_the_last_version_live_everywhere(
+    warehouse, published, redis_url
+):
+    live = publish_taste(warehouse, 0, published, redis_url)
+    with redis.Redis.from_url(redis_url) as client:
+        client.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(RedisLoadError, match="too little memory"):
+                publish_taste(warehouse, 1, published, redis_url)
+        finally:
+            client.config_set("maxmemory", 0)
+
+    assert shown(warehouse, published, redis_url) == (live.version,) * 3
+
+
+def test_a_rollback_shows_the_old_version_everywhere(warehouse, published, redis_url):
+    first = publish_taste(warehouse, 0, published, redis_url)
+    publish_taste(warehouse, 1, published, redis_url)
+
+    begin = time.perf_counter()
+    roll_back(warehouse, first, published, redis_url)
+
+    assert time.perf_counter() - begin < 1
+    assert shown(warehouse, published, redis_url) == (first.version,) * 3
+
+
+def test_a_rollback_to_keys_that_expired_loads_them_again(warehouse, published, redis_url):
+    first = publish_taste(warehouse, 0, published, redis_url)
+    publish_taste(warehouse, 1, published, redis_url)
+    with redis.Redis.from_url(redis_url) as client:
+        client.delete(*client.scan_iter(f"recmart:{first.version}:*"))
+
+    roll_back(warehouse, first, published, redis_url)
+
+    with Reader(redis_url) as reader:
+        assert reader.recommend("ann")[0].product_id == "p1"
+
+
+def test_a_version_that_never_was_live_is_no_way_back(warehouse, published, redis_url):
+    live = publish_taste(warehouse, 0, published, redis_url)
+    make_shop(warehouse, taste=1)
+    candidate = stage(warehouse)
+
+    with pytest.raises(PublishError, match=r"Cannot roll back .* it is candidate"):
+        roll_back(warehouse, candidate, published, redis_url)
+
+    assert shown(warehouse, published, redis_url) == (live.version,) * 3
+
+
+def test_readers_get_whole_lists_and_no_error_while_versions_come_and_go(
+    warehouse, published, redis_url
+):
+    whole = {}
+    for taste in range(3):
+        first = publish_taste(warehouse, taste, published, redis_url)
+        with Reader(redis_url) as reader:
+            whole[taste] = reader.recommend("ann")
+    is_over = threading.Event()
+    answers = {"redis": [], "snapshot": []}
+
+    def read(name, **source):
+        with Reader(**source) as reader:
+            while not is_over.is_set():
+                answers[name].append(reader.recommend("ann"))
+
+    readers = [
+        threading.Thread(target=read, args=["redis"], kwargs={"redis_url": redis_url}),
+        threading.Thread(
+            target=read, args=["snapshot"], kwargs={"snapshot": published / "current.duckdb"}
+        ),
+    ]
+    for thread in readers:
+        thread.start()
+    for taste in (0, 1, 2, 0):
+        publish_taste(warehouse, taste, published, redis_url, retain=2)
+    roll_back(warehouse, first, published, redis_url)
+    is_over.set()
+    for thread in readers:
+        thread.join()
+
+    for found in answers.values():
+        assert len(found) > 10
+        assert all(answer in whole.values() for answer in found)
+        assert len({tuple(answer) for answer in found}) > 1
+
+
+# --- kill -9 ------------------------------------------------------------------------------------
+
+
+def require_whole_snapshot(published):
+    """The version in the snapshot and its lists, after checking its rows against its hash."""
+    path = (published / "current.duckdb").resolve()
+    with duckdb.connect(str(path), read_only=True) as snapshot:
+        ((version, content_hash),) = snapshot.sql(
+            "select version, content_hash from serving.versions"
+        ).fetchall()
+        found = [
+            versions.fingerprint(snapshot, surface, f"serving.{surface.name}")
+            for surface in versions.SURFACES
+        ]
+    assert versions.combined_hash(found) == content_hash
+    assert version == files.current_snapshot(published)
+    return version
+
+
+def require_whole_warehouse(warehouse):
+    """The live version, after checking the rows of the current views against its hash."""
+    ((n_live,),) = warehouse.sql(
+        "select count(*) from serving.versions where state = 'live'"
+    ).fetchall()
+    live = versions.live_version(warehouse)
+    assert n_live == (0 if live is None else 1)
+    found = [
+        versions.fingerprint(warehouse, surface, f"serving.current_{surface.name}")
+        for surface in versions.SURFACES
+    ]
+    if live is None:
+        assert {each.n_rows for each in found} == {0}
+        return None
+    assert versions.combined_hash(found) == live.content_hash
+    return live.version
+
+
+def require_whole_redis(redis_url, warehouse):
+    """The version in Redis, after asking for all its keys; its rows must still be kept."""
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        version = client.get(POINTER)
+        if version is None:
+            return None
+        manifest = json.loads(client.get(manifest_key(version)))
+        for kind in KINDS:
+            lists = warehouse.execute(
+                f"select distinct list_id from ({rows_sql(kind, has_versions=True)})",
+                {"version": version},
+            ).fetchall()
+            assert len(lists) == manifest["n_lists"][kind] > 0
+            assert client.exists(*(key(version, kind, each) for (each,) in lists)) == len(lists)
+        return version
+
+
+def test_after_kill_9_at_any_moment_every_surface_shows_one_whole_version(
+    tmp_path, published, redis_url
+):
+    with open_warehouse(tmp_path) as warehouse:
+        publish_taste(warehouse, 7, published, redis_url)
+    # Forked from a process that has imported everything, so that a run begins at once.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["publishing_for_tests", "exports.publish"])
+    moments = random.Random(20111209)
+    seen = set()
+
+    for kill in range(KILLS):
+        began = context.Event()
+        run = context.Process(target=publish_for_ever, args=(str(tmp_path), redis_url, kill, began))
+        run.start()
+        assert began.wait(60)
+        time.sleep(moments.uniform(0, 0.8))
+        run.kill()
+        run.join()
+
+        with open_warehouse(tmp_path) as warehouse:
+            found = (
+                require_whole_warehouse(warehouse),
+                require_whole_snapshot(published),
+                require_whole_redis(redis_url, warehouse),
+            )
+            seen.add(found)
+            if kill % 3 == 2:
+                version = publish_taste(warehouse, kill, published, redis_url, retain=2)
+                assert shown(warehouse, published, redis_url) == (version.version,) * 3
+                assert len(list((published / "versions").iterdir())) == 2
+
+    assert len(seen) > 1
+
+
+PUBLISH_ONCE = """
+import sys
+from pathlib import Path
+from publishing_for_tests import NOW, make_shop, open_warehouse, stage
+from exports.publish import publish_version
+
+with open_warehouse(Path(sys.argv[1])) as warehouse:
+    make_shop(warehouse)
+    publish_version(
+        warehouse, stage(warehouse), published_dir=Path(sys.argv[1]) / "published",
+        redis_url=sys.argv[2], ttl_seconds=60, retain=1, run_id="run", happened_at=NOW,
+    )
+print("pandas" in sys.modules)
+"""
+
+
+def test_publishing_does_not_import_pandas(tmp_path, redis_url):
+    run = subprocess.run(
+        [sys.executable, "-c", PUBLISH_ONCE, str(tmp_path), redis_url],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert run.stdout == "False\n", run.stderr
+
+
+def interrupted_steps():
+    """Every step of a publish at which a run can end, by the function that is not reached."""
+    return [
+        (files, "write_version_files"),
+        (redis_load, "load_version"),
+        (versions, "mark_live"),
+        (files, "switch_snapshot"),
+        (redis_load, "switch_redis"),
+        (versions, "retire_old"),
+        (files, "remove_version_files"),
+        (redis_load, "remove_versions"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), interrupted_steps(), ids=[name for _, name in interrupted_steps()]
+)
+def test_a_run_that_ends_before_a_step_is_mended_by_the_next_one(
+    warehouse, published, redis_url, monkeypatch, module, name
+):
+    publish_taste(warehouse, 0, published, redis_url, retain=1)
+
+    def end(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, name, end)
+        with pytest.raises(KeyboardInterrupt):
+            publish_taste(warehouse, 1, published, redis_url, retain=1)
+
+    version = publish_taste(warehouse, 1, published, redis_url, retain=1)
+
+    assert shown(warehouse, published, redis_url) == (version.version,) * 3
+    assert [path.name for path in (published / "versions").iterdir()] == [version.version]
+    with redis.Redis.from_url(redis_url) as client:
+        names = {name.decode().split(":")[1] for name in client.scan_iter("recmart:*:*")}
+    assert names == {version.version}
+
+
+def test_a_warehouse_does_not_grow_with_the_number_of_versions(tmp_path, published):
+    sizes = []
+    with open_warehouse(tmp_path) as warehouse:
+        for taste in range(8):
+            users = tuple(f"user {n}" for n in range(3000))
+            make_shop(warehouse, taste=taste, users=users)
+            version = stage(warehouse)
+            versions.mark_live(warehouse, version.version, run_id="run", happened_at=NOW)
+            versions.retire_old(warehouse, retain=2, happened_at=NOW)
+            warehouse.execute("checkpoint")
+            sizes.append((tmp_path / "warehouse.duckdb").stat().st_size)
+
+    assert sizes[-1] <= 1.5 * sizes[3]
