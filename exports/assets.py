@@ -3,7 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +208,8 @@ def _without_redis(
     key=["serving", "live"],
     group_name="serving",
     kinds={"duckdb", "redis"},
+    # A night and a half: one missed run is seen before the second.
+    freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=36)),
     deps=[candidate, version_files, redis_lists],
 )
 def live(

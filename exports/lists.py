@@ -100,16 +100,18 @@ class Recommendation:
     reason: str | None
 
 
-def rows_sql(kind: str, *, has_versions: bool) -> str:
-    """Select the rows of all lists of a kind, unordered.
+def rows_sql(kind: str, *, has_versions: bool, condition: str = "true") -> str:
+    """Select the rows of lists of a kind, unordered.
 
     Columns: list_id, rank, product_id, score_text (a JSON number), source, reason. With
-    has_versions the statement takes the parameter $version.
+    has_versions the statement takes the parameter $version. The condition is on list_id and rank;
+    here and not around the statement, so that texts are only made of rows that are wanted.
     """
     rows = _ROWS[kind].format(scope="version = $version" if has_versions else "true")
     return f"""
         select list_id, rank, product_id, {_SCORE_TEXT} as score_text, source, reason
-        from ({rows})"""
+        from ({rows})
+        where {condition}"""
 
 
 def key(version: str, kind: str, list_id: str) -> str:

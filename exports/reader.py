@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from exports.errors import ReaderError, without_password
 from exports.lists import (
@@ -52,8 +52,6 @@ _LOCKED_DOWN: dict[str, Any] = {
     "threads": "1",
 }
 
-_Name = tuple[str, str]
-
 
 class Reader:
     """Looks up published lists. May be shared by threads. Close it, or use it in a `with`.
@@ -85,26 +83,26 @@ class Reader:
         Raises:
             ReaderError: if neither Redis nor the snapshot answers.
         """
-        (recommended,) = self._lists([("user", user_id)])
+        (recommended,) = self._lists("user", [user_id])
         if recommended:
             return recommended[:k]
         names = [POPULAR_TRENDING, POPULAR_ALL]
         if segment is not None:
             names.insert(0, segment_list(segment))
-        return _merged(self._lists([("popular", name) for name in names]), k)
+        return _merged(self._lists("popular", names), k)
 
     def similar(self, product_id: str, k: int = 20) -> list[Recommendation]:
         """Products like this one, most similar first; none for an unknown product."""
-        return self._lists([("similar", product_id)])[0][:k]
+        return self._lists("similar", [product_id])[0][:k]
 
     def together(self, product_id: str, k: int = 20) -> list[Recommendation]:
         """Products often bought with this one, strongest first; the score is a log-likelihood."""
-        return self._lists([("together", product_id)])[0][:k]
+        return self._lists("together", [product_id])[0][:k]
 
     def popular(self, segment: str | None = None, k: int = 20) -> list[Recommendation]:
         """Popular products: of the segment first if one is given, then of all customers."""
         names = [POPULAR_ALL] if segment is None else [segment_list(segment), POPULAR_ALL]
-        return _merged(self._lists([("popular", name) for name in names]), k)
+        return _merged(self._lists("popular", names), k)
 
     def close(self) -> None:
         """Close the connections. The next call opens them again."""
@@ -123,33 +121,27 @@ class Reader:
     ) -> None:
         self.close()
 
-    def _lists(self, names: Sequence[_Name]) -> list[list[Recommendation]]:
+    def _lists(self, kind: str, list_ids: Sequence[str]) -> list[list[Recommendation]]:
         if self._redis is None:
             assert self._snapshot is not None
-            return self._snapshot.get(names)
+            return self._snapshot.get(kind, list_ids)
         if self._snapshot is None:
-            return self._redis.get(names)
+            return self._redis.get(kind, list_ids)
         if time.monotonic() < self._ask_redis_from:
-            return self._snapshot.get(names)
+            return self._snapshot.get(kind, list_ids)
         try:
-            return self._redis.get(names)
+            return self._redis.get(kind, list_ids)
         except ReaderError as redis_error:
             self._ask_redis_from = time.monotonic() + _REDIS_PAUSE_SECONDS
             try:
-                return self._snapshot.get(names)
+                return self._snapshot.get(kind, list_ids)
             except ReaderError as snapshot_error:
                 raise ReaderError(f"{redis_error} And: {snapshot_error}") from redis_error
 
 
-class _Lists(Protocol):
-    """One source of lists. get answers for all names from one version, [] for what is unknown."""
-
-    def get(self, names: Sequence[_Name]) -> list[list[Recommendation]]: ...
-
-    def close(self) -> None: ...
-
-
 class _RedisLists:
+    """Lists from Redis. Like the snapshot's, all of one call are of one version; [] if unknown."""
+
     def __init__(self, url: str) -> None:
         # Import here: an application that reads the snapshot needs no Redis client.
         import redis
@@ -173,15 +165,16 @@ class _RedisLists:
             ) from error
         self._version = ""
 
-    def get(self, names: Sequence[_Name]) -> list[list[Recommendation]]:
+    def get(self, kind: str, list_ids: Sequence[str]) -> list[list[Recommendation]]:
+        """The lists of these ids, in their order."""
         known = self._version
         try:
-            version, values = self._fetch(known, names)
+            version, values = self._fetch(known, kind, list_ids)
             # The pointer moved since the last call. The previous version is kept, so only another
             # move right now makes this go round again.
             while version != known:
                 known = version
-                version, values = self._fetch(known, names)
+                version, values = self._fetch(known, kind, list_ids)
         except self._errors as error:
             raise ReaderError(f"Redis at {self._url} does not answer: {error}.") from error
         self._version = known
@@ -193,12 +186,14 @@ class _RedisLists:
             )
         return [[] if value is None else decode(value) for value in found]
 
-    def _fetch(self, version: str, names: Sequence[_Name]) -> tuple[str, list[bytes | None]]:
+    def _fetch(
+        self, version: str, kind: str, list_ids: Sequence[str]
+    ) -> tuple[str, list[bytes | None]]:
         # One round trip for the pointer and for what the version we know last says.
         pointer, *values = self._client.mget(
             POINTER,
             manifest_key(version),
-            *(key(version, kind, list_id) for kind, list_id in names),
+            *(key(version, kind, list_id) for list_id in list_ids),
         )
         if pointer is None:
             raise ReaderError(
@@ -208,10 +203,13 @@ class _RedisLists:
         return pointer.decode(), values
 
     def close(self) -> None:
+        """Close the connections."""
         self._client.close()
 
 
 class _SnapshotLists:
+    """Lists from a snapshot file."""
+
     def __init__(self, path: Path) -> None:
         # Import here: an application that reads Redis needs no DuckDB.
         import duckdb
@@ -224,17 +222,27 @@ class _SnapshotLists:
         # connection of this process has the old one.
         self._lock = threading.Lock()
 
-    def get(self, names: Sequence[_Name]) -> list[list[Recommendation]]:
+    def get(self, kind: str, list_ids: Sequence[str]) -> list[list[Recommendation]]:
+        """The lists of these ids, in their order."""
+        marks = ", ".join("?" for _ in list_ids)
+        wanted = rows_sql(kind, has_versions=False, condition=f"list_id in ({marks})")
         with self._lock:
             try:
-                connection = self._current()
-                return [_snapshot_list(connection, kind, list_id) for kind, list_id in names]
+                rows = self._current().execute(wanted, list_ids).fetchall()
             except self._errors as error:
                 self._disconnect()
                 raise ReaderError(
                     f"The snapshot {self._path} cannot be read: {str(error).splitlines()[0]}. "
                     "Expected the file published/current.duckdb that a run writes."
                 ) from error
+        found: dict[str, list[Recommendation]] = {list_id: [] for list_id in list_ids}
+        # Sorted here and not in SQL, where it makes DuckDB read the table a second time.
+        for list_id, _, product_id, score, source, reason in sorted(rows):
+            products = found[list_id]
+            products.append(
+                Recommendation(product_id, len(products) + 1, float(score), source, reason)
+            )
+        return list(found.values())
 
     def _current(self) -> "duckdb.DuckDBPyConnection":
         import duckdb
@@ -254,23 +262,9 @@ class _SnapshotLists:
             self._connection = None
 
     def close(self) -> None:
+        """Close the connection."""
         with self._lock:
             self._disconnect()
-
-
-def _snapshot_list(
-    connection: "duckdb.DuckDBPyConnection", kind: str, list_id: str
-) -> list[Recommendation]:
-    # Sorted here and not in SQL: DuckDB's top-n would read the table twice.
-    rows = connection.execute(
-        "select rank, product_id, score_text, source, reason "
-        f"from ({rows_sql(kind, has_versions=False)}) where list_id = $list_id",
-        {"list_id": list_id},
-    ).fetchall()
-    return [
-        Recommendation(product_id, position, float(score), source, reason)
-        for position, (_, product_id, score, source, reason) in enumerate(sorted(rows), start=1)
-    ]
 
 
 def _merged(lists: Sequence[Sequence[Recommendation]], k: int) -> list[Recommendation]:

@@ -164,6 +164,8 @@ class EmbeddedRedis:
 
     def _answers(self) -> bool:
         with suppress(redis.RedisError, OSError), _connected(self._url(), seconds=1.0) as client:
+            # An error while it still reads its data.
+            client.ping()
             # Ours, and not one of somebody else that got the port.
             return client.config_get("dir") == {"dir": str(self._folder.resolve())}
         return False

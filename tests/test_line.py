@@ -4,13 +4,15 @@ import csv
 import gzip
 import io
 import json
+import shutil
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
 import dagster as dg
 import polars as pl
 import pytest
-from lines import line_in, why_it_failed, write_files
+from lines import Line, line_in, why_it_failed, write_files
 
 from exports.reader import Reader
 from orchestration.landing.synthetic_shop import write_shop
@@ -232,6 +234,47 @@ def test_a_red_gate_leaves_the_last_version_live_and_says_what_it_saw(shop):
     assert line.snapshot("select version from serving.versions") == live
     (reason,) = line.query("select reason from serving.versions where state = 'rejected'")[0]
     assert "saw 1, expected" in reason
+
+
+NOBODY_LISTENS = "redis://127.0.0.1:1/0"
+
+
+def test_without_redis_the_step_is_red_and_the_last_version_stays_live(shop):
+    line, _ = shop
+    live = line.snapshot("select version from serving.versions")
+    without = Line(replace(line.settings, redis_url=NOBODY_LISTENS))
+
+    said = why_it_failed(without.run(dg.AssetSelection.groups("serving")))
+
+    assert "127.0.0.1:1" in said and "The last published version stays live." in said
+    assert line.snapshot("select version from serving.versions") == live
+
+
+def test_without_redis_a_first_run_publishes_tables_and_files_all_the_same(shop, tmp_path):
+    line, _ = shop
+    first = line_in(tmp_path, data=line.settings.data, redis_url=NOBODY_LISTENS)
+    first.settings.home.mkdir()
+    shutil.copy(line.settings.warehouse.path, first.settings.warehouse.path)
+    with first.settings.warehouse.connect() as connection:
+        connection.execute("drop schema serving cascade")
+
+    said = why_it_failed(first.run(dg.AssetSelection.groups("serving")))
+
+    assert "Tables and files of version" in said
+    assert first.snapshot("select count(*) from serving.recommendations")[0][0] > 0
+    assert first.value("select count(*) from serving.current_recommendations") > 0
+
+
+def test_redis_can_be_left_out(shop, tmp_path):
+    line, _ = shop
+    without = line_in(tmp_path, data=line.settings.data)
+    without.settings.home.mkdir()
+    shutil.copy(line.settings.warehouse.path, without.settings.warehouse.path)
+
+    result = without.run(dg.AssetSelection.groups("serving"))
+
+    assert result.success, why_it_failed(result)
+    assert without.snapshot("select count(*) from serving.versions") == [(1,)]
 
 
 def test_a_shop_with_one_user_one_product_and_no_titles_is_served(tmp_path):

@@ -10,8 +10,12 @@ latest_file is the file it comes from.
 {%- set by_values -%}
     {{ key }} order by
             source_file desc,
-            {% for column in columns %}({{ column }} is not null)::int{{ ' + ' if not loop.last }}{% endfor %} desc,
-            {% for column in columns %}{{ column }} desc nulls last{{ ', ' if not loop.last }}{% endfor %}
+            (
+                {%- for column in columns %}
+                ({{ column }} is not null)::int{{ ' +' if not loop.last }}
+                {%- endfor %}
+            ) desc,
+            {{ columns | join(' desc nulls last, ') }} desc nulls last
 {%- endset -%}
         row_number() over (partition by {{ by_values }}, source_row) as choice,
         rank() over (partition by {{ by_values }}) - 1 as n_better,

@@ -1,11 +1,13 @@
 {#-
-CTEs `period`, `weights`, `event_days`, `counted_days`: what counts in a period of int_undone_days ('as_of',
-'backtest' or 'holdout'). Every mart that counts events builds on them, so that "bought" means the same in
-signals, popularity, pairs and holdout, and so that nothing after the period's end is looked at.
+CTEs `period`, `weights`, `event_days`, `counted_days`: what counts in a period of int_undone_days
+('as_of', 'backtest' or 'holdout'). Every mart that counts events builds on them, so that "bought"
+means the same in signals, popularity, pairs and holdout, and so that nothing after the period's end
+is looked at.
 
-Grain of counted_days: (user_id, product_id, event_type, event_on); bots and products that left the catalogue
-are out. n_events > 0 is net of what was undone; strength is the weight of one event, 0 for a low rating;
-age_days counts from the period's end; the half-life comes with the row, since an event type can have its own.
+Grain of counted_days: (user_id, product_id, event_type, event_on); bots and products that left the
+catalogue are out. n_events > 0 is net of what was undone; strength is the weight of one event, 0
+for a low rating; age_days counts from the period's end; the half-life comes with the row, since an
+event type can have its own.
 -#}
 {% macro counted_days(period) %}
 period as (

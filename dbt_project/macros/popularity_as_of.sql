@@ -2,9 +2,9 @@
 The popularity lists of the shop, of each segment and of each category, as seen at the end of
 `period` ('as_of' or 'backtest'). marts.popularity and marts.backtest_popularity are this one macro.
 
-A user's reach for a product in a time window is the strongest event they had, as a share of a purchase:
-1 for a buyer, 0.2 for someone who only looked. A score is a sum of reaches: people, not clicks, so that one
-busy user cannot lift a product.
+A user's reach for a product in a time window is the strongest event they had, as a share of a
+purchase: 1 for a buyer, 0.2 for someone who only looked. A score is a sum of reaches: people, not
+clicks, so that one busy user cannot lift a product.
 -#}
 {% macro popularity_as_of(period) %}
 with
@@ -95,14 +95,20 @@ available as (
         category,
         added_at
     from {{ ref('products') }} as products
-    where {{ is_available_on('products', '(select until_on from period)', knows_stock=(period == 'as_of')) }}
+    where
+        {{
+            is_available_on(
+                'products', '(select until_on from period)', knows_stock=(period == 'as_of')
+            )
+        }}
 
 ),
 
 weekly as (
 
-    -- People per span of trending_days, the latest span being 0. Counted span by span: over the whole
-    -- month a regular buyer would be one person, and every staple would look as if it were rising.
+    -- People per span of trending_days, the latest span being 0. Counted span by span: over the
+    -- whole month a regular buyer would be one person, and every staple would look as if it were
+    -- rising.
     select
         user_id,
         product_id,
@@ -141,9 +147,10 @@ growth as (
 
 trends as (
 
-    -- How far above its expected level, in standard deviations of a count: the difference of square roots
-    -- (Anscombe, "The transformation of Poisson, binomial and negative-binomial data", 1948). Divided by the
-    -- root of what was expected, five first buyers would beat a product that went from 40 to 100.
+    -- How far above its expected level, in standard deviations of a count: the difference of square
+    -- roots (Anscombe, "The transformation of Poisson, binomial and negative-binomial data", 1948).
+    -- Divided by the root of what was expected, five first buyers would beat a product that went
+    -- from 40 to 100.
     select
         product_id,
         round(2 * (sqrt(recent + 0.375) - sqrt(usual * growth.factor + 0.375)), 9) as score,
@@ -191,7 +198,11 @@ scores as (
     left join by_product using (product_id)
     cross join period
     where
-        {{ dbt.datediff('coalesce(available.added_at::date, by_product.first_on)', 'period.until_on', 'day') }}
+        {{
+            dbt.datediff(
+                'coalesce(available.added_at::date, by_product.first_on)', 'period.until_on', 'day'
+            )
+        }}
         < {{ var('popularity_recent_days') }}
 
     union all
@@ -215,7 +226,13 @@ scores as (
 
     union all
 
-    select 'category', available.category, 'last_28_days', product_id, recent_reach::double, n_recent_users
+    select
+        'category',
+        available.category,
+        'last_28_days',
+        product_id,
+        recent_reach::double,
+        n_recent_users
     from by_product
     inner join available using (product_id)
     where available.category is not null and n_recent_users > 0

@@ -12,6 +12,7 @@ times as long. So a text that has no room for an offset goes to the first.
 {% macro read_timestamp(text) -%}
     case
         when length({{ text }}) = 19 and {{ text }}[17] = ':' then try_cast({{ text }} as timestamp)
+        when length({{ text }}) = 10 and {{ text }}[5] = '-' then try_cast({{ text }} as timestamp)
         when length({{ text }}) = 20 and {{ text }}[17] = ':' and {{ text }}[20] = 'Z'
             then try_cast({{ text }} as timestamp)
         when try_cast({{ text }} as timestamptz) is not null

@@ -1,6 +1,7 @@
 {#-
-How much each user wants each product they touched, as seen at the end of `period` ('as_of' or 'backtest').
-marts.signals and marts.backtest_signals are this one macro: what is measured is what is served.
+How much each user wants each product they touched, as seen at the end of `period` ('as_of' or
+'backtest'). marts.signals and marts.backtest_signals are this one macro: what is measured is what
+is served.
 -#}
 {% macro signals_as_of(period) %}
 with
@@ -15,8 +16,12 @@ pairs as (
         -- Decimals: a sum of doubles depends on the order in which threads add them.
         sum((
             strength
-            -- Re-rating on one day is one opinion; the third click a day still says more than the second.
-            * least(n_events, case when event_type = 'rating' then 1 else {{ var('max_events_per_day_counted') }} end)
+            -- Re-rating on one day is one opinion; the third click a day still says more than the
+            -- second.
+            * case
+                when event_type = 'rating' then 1
+                else least(n_events, {{ var('max_events_per_day_counted') }})
+            end
             * power(0.5, age_days / half_life_days)
         )::decimal(18, 9)) as weight,
         max(last_at) as last_at,

@@ -1,4 +1,5 @@
--- A user known to be a bot on as_of is nowhere in the marts; the backtest leaves out whom it could know about.
+-- A user known to be a bot on as_of is nowhere in the marts; the backtest leaves out whom it could
+-- know about.
 {{ config(meta={'dagster': {'ref': {'name': 'users'}}}) }}
 
 with
@@ -25,4 +26,5 @@ select 'holdout' as mart, user_id from {{ ref('holdout') }} semi join bots using
 union all
 select 'users' as mart, user_id from {{ ref('users') }} semi join bots using (user_id)
 union all
-select 'backtest_signals' as mart, user_id from {{ ref('backtest_signals') }} semi join early_bots using (user_id)
+select 'backtest_signals' as mart, user_id
+from {{ ref('backtest_signals') }} semi join early_bots using (user_id)

@@ -1,4 +1,5 @@
--- Ranks are 1 to the length of the list, and a score never rises with the rank. Both lists, both dates.
+-- Ranks are 1 to the length of the list, and a score never rises with the rank. Both lists, both
+-- dates.
 {{ config(meta={'dagster': {'ref': {'name': 'popularity'}}}) }}
 
 with
@@ -19,9 +20,10 @@ steps as (
 
     select
         *,
-        lag(rank, 1, 0) over (partition by mart, segment_type, segment, time_window order by rank) as rank_before,
-        lag(score) over (partition by mart, segment_type, segment, time_window order by rank) as score_before
+        lag(rank, 1, 0) over list as rank_before,
+        lag(score) over list as score_before
     from lists
+    window list as (partition by mart, segment_type, segment, time_window order by rank)
 
 )
 

@@ -1,5 +1,5 @@
--- Ranks are 1 to the length of the list; a product is not beside itself; a pair and its mirror image, where both
--- made it into a list, say the same.
+-- Ranks are 1 to the length of the list; a product is not beside itself; a pair and its mirror
+-- image, where both made it into a list, say the same.
 {{ config(meta={'dagster': {'ref': {'name': 'product_pairs'}}}) }}
 
 with

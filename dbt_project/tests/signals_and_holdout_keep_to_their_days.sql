@@ -1,4 +1,5 @@
--- The backtest ends with holdout_from, the holdout begins the day after it, and nothing is later than as_of.
+-- The backtest ends with holdout_from, the holdout begins the day after it, and nothing is later
+-- than as_of.
 {{ config(meta={'dagster': {'ref': {'name': 'holdout'}}}) }}
 
 select 'backtest_signals' as mart, user_id, product_id, last_at as happened_at

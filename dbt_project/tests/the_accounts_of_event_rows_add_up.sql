@@ -1,4 +1,5 @@
--- arrived = rejected + accepted, and accepted = left out + counted. Each side is counted on its own.
+-- arrived = rejected + accepted, and accepted = left out + counted. Each side is counted on its
+-- own.
 {{ config(meta={'dagster': {'ref': {'name': 'row_accounting'}}}) }}
 
 with
@@ -15,9 +16,13 @@ sides as (
 
     select
         coalesce(sum(n_rows) filter (where step = 'arrived'), 0) as arrived,
-        coalesce(sum(n_rows) filter (where step in ('rejected', 'accepted')), 0) as rejected_and_accepted,
+        coalesce(
+            sum(n_rows) filter (where step in ('rejected', 'accepted')), 0
+        ) as rejected_and_accepted,
         coalesce(sum(n_rows) filter (where step = 'accepted'), 0) as accepted,
-        coalesce(sum(n_rows) filter (where step in ('left out', 'counted')), 0) as left_out_and_counted
+        coalesce(
+            sum(n_rows) filter (where step in ('left out', 'counted')), 0
+        ) as left_out_and_counted
     from steps
 
 )

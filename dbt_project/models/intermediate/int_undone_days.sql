@@ -1,5 +1,6 @@
--- Grain: one row per (period, user, product, event type, day), only for the days that later events changed.
--- A separate table because all marts need it, at three dates, and because it is what an analyst asks for.
+-- Grain: one row per (period, user, product, event type, day), only for the days that later events
+-- changed. A separate table because all marts need it, at three dates, and because it is what an
+-- analyst asks for.
 with
 
 as_of as (
@@ -20,7 +21,8 @@ daily_signals as (
 
 ),
 
--- Inside a period, nothing outside it is known: a return in the holdout leaves the backtest's purchase alone.
+-- Inside a period, nothing outside it is known: a return in the holdout leaves the backtest's
+-- purchase alone.
 periods as (
 
     select 'as_of' as period, cast(null as date) as after_on, as_of as until_on
@@ -118,9 +120,9 @@ heights as (
 
 ),
 
--- The units a user holds are a stack, and taken back is what came last. So what is left of a day lies above
--- the height before the day and below every height from that day on. A return of what was never bought lowers
--- both alike, and so takes back nothing.
+-- The units a user holds are a stack, and taken back is what came last. So what is left of a day
+-- lies above the height before the day and below every height from that day on. A return of what
+-- was never bought lowers both alike, and so takes back nothing.
 left_over as (
 
     select
@@ -150,8 +152,8 @@ undone as (
         n_events,
         case
             when n_units_left = 0 then 0
-            -- Half of the units gone, half of the events gone, rounded in the shopper's favour. The quotient
-            -- is a double: without round, 3.0000000000000004 events would be four.
+            -- Half of the units gone, half of the events gone, rounded in the shopper's favour. The
+            -- quotient is a double: without round, 3.0000000000000004 events would be four.
             else greatest(1, ceil(round((n_events * n_units_left / n_added)::double, 6)))
         end as n_left,
         'taken back' as reason

@@ -1,2 +1,3 @@
--- Grain: one row per (user, product), as of holdout_from: marts.signals as it was before the holdout.
+-- Grain: one row per (user, product), as of holdout_from: marts.signals as it was before the
+-- holdout.
 {{ signals_as_of('backtest') }}

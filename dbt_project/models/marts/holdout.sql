@@ -1,4 +1,5 @@
--- Grain: one row per (user, product): what users went for in the days that the backtest may not see.
+-- Grain: one row per (user, product): what users went for in the days that the backtest may not
+-- see.
 with
 
 {{ counted_days('holdout') }}

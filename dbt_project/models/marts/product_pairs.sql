@@ -129,7 +129,9 @@ scored as (
     select
         *,
         -- Rounded, so that a pair and its mirror image, or another machine's logarithm, rank alike.
-        round({{ log_likelihood('n_together', 'n_product', 'n_other', 'n_baskets') }}, 6) as log_likelihood
+        round(
+            {{ log_likelihood('n_together', 'n_product', 'n_other', 'n_baskets') }}, 6
+        ) as log_likelihood
     from measured
 
 ),
@@ -137,13 +139,27 @@ scored as (
 both_directions as (
 
     select
-        is_bought, product_number, other_product_number, n_together, n_baskets, n_product, n_other, log_likelihood
+        is_bought,
+        product_number,
+        other_product_number,
+        n_together,
+        n_baskets,
+        n_product,
+        n_other,
+        log_likelihood
     from scored
 
     union all
 
     select
-        is_bought, other_product_number, product_number, n_together, n_baskets, n_other, n_product, log_likelihood
+        is_bought,
+        other_product_number as product_number,
+        product_number as other_product_number,
+        n_together,
+        n_baskets,
+        n_other as n_product,
+        n_product as n_other,
+        log_likelihood
     from scored
 
 ),

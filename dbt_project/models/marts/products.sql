@@ -26,7 +26,9 @@ select
     available_from,
     available_until,
     in_stock,
-    {{ is_available_on('products', '(select as_of from as_of)', knows_stock=true) }} as is_available,
+    {{
+        is_available_on('products', '(select as_of from as_of)', knows_stock=true)
+    }} as is_available,
     nullif(
         concat_ws(
             ' ',
