@@ -98,9 +98,9 @@ def load_version(
         name = manifest_key(version.version)
         lifetime = ttl_seconds or None
         try:
-            # Empty until verified, so that the clean-up finds what a killed load leaves. Not over
-            # the manifest of a version that is live and only gets a new TTL.
-            client.set(name, "{}", nx=True, ex=lifetime)
+            # Empty until verified: nothing may switch to it, and the clean-up finds what a killed
+            # load leaves. Not over the manifest of the live version, which readers look at.
+            client.set(name, "{}", nx=_current(client) == version.version, ex=lifetime)
             n_bytes = _send_lists(
                 connection, version.version, lists, redis_url, ttl_seconds, progress
             )

@@ -283,14 +283,18 @@ def _connected(url: str, *, seconds: float) -> Iterator[redis.Redis]:
 
 def main(arguments: Sequence[str]) -> int:
     """`python -m exports.redis_server start|stop`: by hand, for the home in `RECMART_HOME`."""
-    home = Path(os.environ.get("RECMART_HOME") or "var")
-    if list(arguments) == ["start"]:
-        print(EmbeddedRedis(home).start())
-    elif list(arguments) == ["stop"]:
-        EmbeddedRedis(home).stop()
-    else:
-        print("usage: python -m exports.redis_server start|stop", file=sys.stderr)
-        return 2
+    server = EmbeddedRedis(Path(os.environ.get("RECMART_HOME") or "var"))
+    try:
+        if list(arguments) == ["start"]:
+            print(server.start())
+        elif list(arguments) == ["stop"]:
+            server.stop()
+        else:
+            print("usage: python -m exports.redis_server start|stop", file=sys.stderr)
+            return 2
+    except RedisServerError as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

@@ -226,6 +226,16 @@ def test_a_version_without_files_does_not_get_the_link(warehouse, published):
     assert files.current_snapshot(published) == live.version
 
 
+def test_a_link_that_cannot_be_switched_is_a_sentence(warehouse, published):
+    version = write(warehouse, published)
+    (published / "current.duckdb" / "in the way").mkdir(parents=True)
+
+    with pytest.raises(PublishError, match=r"could not be switched to version .* permissions"):
+        files.switch_snapshot(published, version.version)
+
+    assert {path.name for path in published.iterdir()} == {"versions", "current.duckdb"}
+
+
 def test_an_open_reader_keeps_its_version_and_a_new_process_gets_the_new_one(warehouse, published):
     first = write(warehouse, published)
     files.switch_snapshot(published, first.version)

@@ -300,6 +300,21 @@ def test_a_version_that_is_loaded_is_verified_and_not_sent_again(warehouse, redi
     assert first.n_lists == second.n_lists
 
 
+def test_a_reload_that_fails_cannot_be_switched_to(warehouse, client, redis_url, in_small_buffers):
+    version = stage(warehouse)
+    load(warehouse, version, redis_url)
+    client.delete(key(version.version, "similar", "p3"))
+
+    def fail(n_done, n_all):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load(warehouse, version, redis_url, progress=fail)
+
+    with pytest.raises(RedisLoadError, match="is not completely loaded"):
+        redis_load.switch_redis(version.version, redis_url=redis_url)
+
+
 @pytest.mark.parametrize("loss", ["key", "ttl", "manifest", "value"])
 def test_a_loaded_version_that_lost_something_is_loaded_again(warehouse, client, redis_url, loss):
     version = stage(warehouse)
@@ -639,6 +654,16 @@ def test_ranks_that_do_not_begin_at_one_are_a_sentence(warehouse, redis_url):
 
     with pytest.raises(RedisLoadError, match="ranks must begin at 1 and occur once"):
         load(warehouse, stage(warehouse), redis_url)
+
+
+def test_a_shop_without_pairs_and_similar_products_is_loaded(warehouse, client, redis_url):
+    warehouse.execute("delete from marts.product_pairs; delete from ml.similar_products")
+    version = stage(warehouse)
+
+    report = load(warehouse, version, redis_url)
+
+    assert report.n_lists == {"user": 3, "similar": 0, "together": 0, "popular": 4}
+    assert redis_lists(client, version) == table_lists(warehouse, version)
 
 
 def test_a_version_without_rows_is_a_sentence(warehouse, redis_url):

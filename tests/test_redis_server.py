@@ -240,3 +240,33 @@ def test_without_wheels_the_path_is_searched_and_then_a_sentence_tells_what_to_d
 
     installed = program(tmp_path / "redis-server", "")
     assert find_redis_server() == installed
+
+
+def test_a_server_that_cannot_save_is_stopped_all_the_same_and_says_so(home):
+    url = EmbeddedRedis(home).start()
+    (home / "redis" / "a folder").mkdir()
+    ask(url, "CONFIG", "SET", "dbfilename", "a folder")
+
+    with pytest.raises(RedisServerError, match=r"is stopped, but could not save its data"):
+        EmbeddedRedis(home).stop()
+
+    assert not is_running(url)
+
+
+def test_it_can_be_started_and_stopped_by_hand(home, monkeypatch, capsys):
+    monkeypatch.setenv("RECMART_HOME", str(home))
+
+    assert redis_server.main(["start"]) == 0
+    url = capsys.readouterr().out.strip()
+    assert ask(url, "PING")
+    assert redis_server.main(["stop"]) == 0
+    assert not is_running(url)
+
+
+def test_a_wrong_word_or_a_failure_by_hand_is_told_and_an_exit_code(home, monkeypatch, capsys):
+    monkeypatch.setenv("RECMART_HOME", str(home))
+    monkeypatch.setenv("RECMART_REDIS_SERVER", str(home))
+
+    assert redis_server.main(["restart"]) == 2
+    assert redis_server.main(["start"]) == 1
+    assert "there is no program redis-server" in capsys.readouterr().err

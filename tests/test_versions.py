@@ -150,6 +150,14 @@ def test_the_same_content_on_another_day_is_another_version(warehouse):
     assert second.version.startswith("20111210T000000-")
 
 
+def test_two_contents_with_the_same_first_digits_are_not_mixed_up(warehouse):
+    version = stage(warehouse)
+    warehouse.execute("update serving.versions set content_hash = left(content_hash, 8) || 'ff'")
+
+    with pytest.raises(PublishError, match=f"Version {version.version} exists with other content"):
+        stage(warehouse)
+
+
 def test_a_candidate_of_a_killed_run_is_taken_over(warehouse):
     stage(warehouse)
 
@@ -316,6 +324,8 @@ def test_the_newest_versions_are_kept_and_the_rows_of_others_deleted(warehouse):
     assert versions.get_version(warehouse, published[0].version).removed_at == LATER
     with pytest.raises(PublishError, match="its rows are removed"):
         versions.rollback(warehouse, published[0].version, run_id="late", happened_at=LATER)
+    with pytest.raises(PublishError, match=r"cannot go live: its rows were removed"):
+        go_live(warehouse, published[0], LATER)
 
 
 def test_a_clock_that_was_set_back_does_not_change_which_versions_are_kept(warehouse):
