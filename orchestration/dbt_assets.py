@@ -124,7 +124,8 @@ def _progress(event: Any) -> str | None:
     if isinstance(event, dg.Output):
         return f"built {event.output_name.replace('__', '.', 1)}"
     if isinstance(event, dg.AssetCheckResult) and not event.passed:
-        return f"test {event.check_name} failed"
+        outcome = "failed" if event.severity is dg.AssetCheckSeverity.ERROR else "warns"
+        return f"test {event.check_name} {outcome}"
     return None
 
 

@@ -123,4 +123,8 @@ def redis_line(settings: Settings) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # duckdb's bindings print pages about leaked references when the interpreter takes itself apart.
+    os._exit(code)
