@@ -214,15 +214,14 @@ def _write_snapshot(connection: duckdb.DuckDBPyConnection, version: Version, pat
             ],
             path,
         )
-    # Opened by itself: a view made while attached would remember the name it was attached under.
-    with duckdb.connect(str(path)) as alone:
+        # Without the name it is attached under, which a view would remember.
+        cursor.execute(f"use {snapshot}")
         for surface in SURFACES:
-            alone.execute(
+            cursor.execute(
                 f"create view serving.current_{surface.name} as select *, "
                 "(select version from serving.versions) as version "
                 f"from serving.{surface.name}"
             )
-        alone.execute("checkpoint")
     if path.with_name(f"{path.name}.wal").exists():
         raise PublishError(
             f"{path} still has a write-ahead log after its checkpoint, so a copy of it would lack "
@@ -317,12 +316,14 @@ def _attached(
 ) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
     name = f"snapshot_{uuid4().hex}"
     with connection.cursor() as cursor:
+        ((warehouse,),) = cursor.execute("select current_database()").fetchall()
         # The format of 1.4: older clients of analysts cannot open 2.0 files, newer ones open both.
         cursor.execute(f"attach {_quoted(path)} as {name} (storage_version 'v1.4.0')")
         try:
             yield cursor, name
             cursor.execute(f"checkpoint {name}")
         finally:
+            cursor.execute(f'use "{warehouse}"')
             cursor.execute(f"detach {name}")
 
 

@@ -298,8 +298,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sources = {"redis_url": chosen.redis, "snapshot": chosen.snapshot}
     else:
         home = Path(os.environ.get("RECMART_HOME", "var"))
+        redis_url = os.environ.get("REDIS_URL", "")
         sources = {
-            "redis_url": os.environ.get("REDIS_URL"),
+            # `embedded` and `off` are words for the line; the snapshot answers then.
+            "redis_url": redis_url if "://" in redis_url else None,
             "snapshot": home / "published" / "current.duckdb",
         }
     try:

@@ -11,6 +11,10 @@ How it is fast: DuckDB makes the text of every item and of every distinct reason
 where each piece belongs, Arrow glues the pieces to one buffer of Redis protocol per 250,000 items,
 and the buffer goes to a socket as it is while the replies are counted. Nothing loops over users.
 
+Memory, measured on Redis 6.2: 840 bytes a user with 20 products and 5 different reasons (730 of
+them the value; 1,550 with the reason in each item; 640 as MessagePack). While a version is loaded,
+Redis holds one more than is retained.
+
 Limits: one Redis server (a cluster would need all keys of a MGET in one slot). Its policy must not
 evict: `allkeys-*`, and `volatile-*` as soon as keys have a TTL, drop keys of the live version when
 memory runs out, without an error.

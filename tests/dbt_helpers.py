@@ -150,7 +150,12 @@ def compiled_sql(name: str) -> str:
     Compiled for a warehouse called memory.duckdb, it runs in an in-memory DuckDB as it is: both
     call their database `memory`.
     """
-    paths = list((_target_path() / "compiled").rglob(f"{name}.sql"))
+    paths = [
+        path
+        for path in (_target_path() / "compiled").rglob(f"{name}.sql")
+        # Unit tests are compiled too, under the name of their YAML file.
+        if not any(folder.suffix == ".yml" for folder in path.parents)
+    ]
     if len(paths) != 1:
         raise FileNotFoundError(f"{name} is compiled {len(paths)} times: run_dbt('compile') first")
     return paths[0].read_text()
