@@ -18,8 +18,8 @@ from ml_assets.recommend import similar_products as nearest_products
 from ml_assets.signal_matrix import (
     SignalMatrix,
     TooLittleDataError,
+    available_items,
     build_signal_matrix,
-    positions,
 )
 from ml_assets.warehouse import Warehouse
 
@@ -255,9 +255,7 @@ def lists(
         signals, user_ids=users["user_id"], product_ids=products["product_id"]
     )
     hybrid = _hybrid(matrix, user_factors, item_factors, vectors, settings)
-    eligible = np.zeros(len(products), dtype=bool)
-    available = products.filter("is_available")["product_id"]
-    eligible[positions(available, matrix.product_ids)] = True
+    eligible = available_items(products, matrix.product_ids)
     proposed = propose(
         hybrid,
         k=settings.candidates,

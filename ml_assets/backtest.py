@@ -17,6 +17,7 @@ from ml_assets.scoring import Progress
 from ml_assets.signal_matrix import (
     SignalMatrix,
     TooLittleDataError,
+    available_items,
     build_signal_matrix,
     positions,
 )
@@ -75,8 +76,7 @@ def backtest(
     if len(asked) > settings["evaluated_users"]:
         rng = np.random.default_rng(settings["seed"])
         asked = np.sort(rng.choice(asked, settings["evaluated_users"], replace=False))
-    eligible = np.zeros(len(products), dtype=bool)
-    eligible[positions(products.filter("is_available")["product_id"], matrix.product_ids)] = True
+    eligible = available_items(products, matrix.product_ids)
     exclude, relevant = sp.csr_matrix(matrix.touched[asked]), sp.csr_matrix(relevant[asked])
     contenders, skipped = _contenders(matrix, products, popularity, asked, settings)
 

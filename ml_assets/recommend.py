@@ -20,7 +20,13 @@ from ml_assets.scoring import (
     top_items,
     unit_rows,
 )
-from ml_assets.signal_matrix import BOUGHT, LOOKED_AT, PUT_IN_CART, SignalMatrix, positions
+from ml_assets.signal_matrix import (
+    BOUGHT,
+    LOOKED_AT,
+    PUT_IN_CART,
+    SignalMatrix,
+    available_items,
+)
 
 REASONS = {
     BOUGHT: "Because you bought ",
@@ -313,9 +319,7 @@ def similar_products(
     vectors = np.hstack(
         [np.float32(np.sqrt(weight)) * unit_rows(vectors) for vectors, weight in models]
     )
-    available = products.filter("is_available")["product_id"]
-    eligible = np.zeros(len(product_ids), dtype=bool)
-    eligible[positions(available, product_ids)] = True
+    eligible = available_items(products, product_ids)
     best, cosine = nearest_items(
         vectors, k=k, eligible=eligible, block_bytes=block_bytes, progress=progress
     )

@@ -125,3 +125,10 @@ def positions(ids: pl.Series, known_ids: pl.Series) -> np.ndarray:
             f"({found.null_count():,} such rows)"
         )
     return found.to_numpy()
+
+
+def available_items(products: pl.DataFrame, product_ids: pl.Series) -> np.ndarray:
+    """`(n_items,)` bool in the order of `product_ids`: what can be recommended at all."""
+    available = np.zeros(len(product_ids), dtype=bool)
+    available[positions(products.filter("is_available")["product_id"], product_ids)] = True
+    return available
