@@ -204,7 +204,8 @@ def _write_malformed(connection: duckdb.DuckDBPyConnection, rows: Sequence[Row])
 
 def _write_landing_files(connection: duckdb.DuckDBPyConnection, received_at: str) -> None:
     landed = " union all ".join(
-        f"select source_file, '{entity}' as entity, 1 as n_rows, 0 as n_malformed from raw.{entity}"
+        f"select source_file, '{entity}' as entity, 1 as n_rows, 0 as n_malformed,"
+        f" hash(landed) as content from raw.{entity} as landed"
         for entity in RAW_COLUMNS
     )
     connection.execute(
@@ -213,7 +214,7 @@ def _write_landing_files(connection: duckdb.DuckDBPyConnection, received_at: str
         select
             source_file,
             entity,
-            md5(source_file) as content_sha256,
+            md5(sum(content::hugeint)::varchar) as content_sha256,
             0::bigint as n_bytes,
             sum(n_rows)::bigint as n_rows,
             sum(n_malformed)::bigint as n_malformed,
@@ -222,7 +223,7 @@ def _write_landing_files(connection: duckdb.DuckDBPyConnection, received_at: str
         from (
             {landed}
             union all
-            select source_file, entity, 0, 1 from raw.malformed_lines
+            select source_file, entity, 0, 1, hash(line) from raw.malformed_lines
         )
         group by source_file, entity
         """,

@@ -1,10 +1,15 @@
 -- Grain: one row per (user, product, day, event type).
 -- The only reader of events: everything after it reads this, a fraction of their size.
+-- Incremental by day (see int_changed_days).
+-- depends_on: {{ ref('int_changed_days') }}
 with
 
 events as (
 
     select * from {{ ref('int_events_deduplicated') }}
+    {%- if is_incremental() %}
+    semi join {{ ref('int_changed_days') }} using (event_on)
+    {%- endif %}
 
 ),
 

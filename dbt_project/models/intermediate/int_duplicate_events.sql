@@ -1,4 +1,6 @@
 -- Grain: one accepted event that says again what another one said, and why it counts as that.
+-- Incremental by day (see int_changed_days).
+-- depends_on: {{ ref('int_changed_days') }}
 
 -- Sorting all events to find a few per cent is what costs. So keys that occur once are dropped
 -- first, by a hash of eight bytes; a collision only means one more key that is looked at.
@@ -6,12 +8,73 @@
 
 with
 
-events as not materialized (
+{% if is_incremental() %}
+changed_days as (
 
-    select * from {{ ref('stg_events') }}
+    select event_on from {{ ref('int_changed_days') }}
 
 ),
 
+judged as materialized (
+
+    select * from {{ ref('stg_events') }} semi join changed_days using (event_on)
+
+),
+
+-- Other days stay as they are; what they hold decides on the events of the changed ones.
+other_days as not materialized (
+
+    select events.*
+    from {{ ref('stg_events') }} as events
+    anti join changed_days using (event_on)
+    anti join {{ this }} as copies
+        on
+            events.source_file = copies.source_file
+            and events.source_row = copies.source_row
+            and copies.reason = 'exact duplicate'
+
+),
+
+before_midnight as (
+
+    select
+        changed_days.event_on - n_days.n::integer as event_on,
+        changed_days.event_on - to_seconds({{ var('near_duplicate_seconds') }}) as from_at
+    from changed_days
+    cross join range(1, {{ n_days_after() }} + 1) as n_days(n)
+
+),
+
+beside as (
+
+    select * from other_days
+    where event_id in (select event_id from judged where event_id is not null)
+
+    union
+
+    select other_days.*
+    from other_days
+    semi join before_midnight
+        on
+            other_days.event_on = before_midnight.event_on
+            and other_days.event_at >= before_midnight.from_at
+
+),
+
+events as (
+
+    select *, true as is_judged from judged
+    union all
+    select *, false as is_judged from beside
+
+),
+{% else %}
+events as not materialized (
+
+    select *, true as is_judged from {{ ref('stg_events') }}
+
+),
+{% endif %}
 repeated_ids as (
 
     select hash(event_id) as key_hash
@@ -49,7 +112,8 @@ exact as (
         *,
         row_number() over (
             partition by event_id order by event_at, source_file, source_row
-        ) > 1 as is_copy
+        ) > 1 as is_copy,
+        min(event_on) over (partition by event_id) as first_told_on
     from suspects
     where event_id is not null
 
@@ -60,7 +124,8 @@ exact as (
         row_number() over (
             partition by {{ near_key }}, event_at, price, other_values_hash
             order by source_file, source_row
-        ) > 1 as is_copy
+        ) > 1 as is_copy,
+        event_on as first_told_on
     from suspects
     where event_id is null
 
@@ -72,26 +137,33 @@ near as (
     select
         source_file,
         source_row,
-        event_at <= lag(event_at) over (
-            partition by {{ near_key }} order by event_at, source_file, source_row
-        ) + to_seconds({{ var('near_duplicate_seconds') }}) as is_repetition
+        event_on,
+        is_judged,
+        event_at <= lag(event_at) over same_key
+        + to_seconds({{ var('near_duplicate_seconds') }}) as is_repetition,
+        lag(event_on) over same_key as first_told_on
     from exact
     where not is_copy
+    window same_key as (partition by {{ near_key }} order by event_at, source_file, source_row)
 
 )
 
 select
     source_file,
     source_row,
+    event_on,
+    first_told_on,
     'exact duplicate' as reason
 from exact
-where is_copy
+where is_copy and is_judged
 
 union all
 
 select
     source_file,
     source_row,
+    event_on,
+    first_told_on,
     'near duplicate' as reason
 from near
-where is_repetition
+where is_repetition and is_judged

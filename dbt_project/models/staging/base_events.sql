@@ -1,4 +1,5 @@
 -- Grain: one event row as it arrived, refused or not. The only parse of raw.events.
+-- Incremental by file: only the rows of new and changed files are parsed (see event_files).
 
 -- The first rule that a row breaks is the reason it is refused. Reasons are read by people.
 {% set rules = [
@@ -33,19 +34,23 @@
 
 with
 
-events as (
+files as (
 
-    select * from {{ source('raw', 'events') }}
+    {{ event_files() }}
 
 ),
 
-landing_files as (
+events as (
 
-    select
-        source_file,
-        received_at
-    from {{ source('raw', 'landing_files') }}
-    where entity = 'events'
+    select events.*
+    from {{ source('raw', 'events') }} as events
+    {%- if is_incremental() %}
+    semi join (
+        select source_file, file_version from files
+        except
+        select source_file, file_version from {{ this }}
+    ) as new_files using (source_file)
+    {%- endif %}
 
 ),
 
@@ -77,17 +82,15 @@ typed as (
 
 ),
 
--- A shop's clock may be ahead of ours, and its day may end before ours. Rows of an adapter can name
--- files that are not landing files themselves: all of these came with the latest of them.
+-- A shop's clock may be ahead of ours, and its day may end before ours.
 received as (
 
     select
         typed.*,
-        coalesce(
-            landing_files.received_at, (select max(received_at) from landing_files)
-        ) + interval 1 day as latest_event_at
+        files.file_version,
+        files.received_at + interval 1 day as latest_event_at
     from typed
-    left join landing_files on typed.source_file = landing_files.source_file
+    left join files using (source_file)
 
 ),
 
@@ -111,6 +114,7 @@ select
     product_id,
     event_type,
     event_at,
+    event_at::date as event_on,
     event_id,
     rating,
     coalesce(quantity, 1) as quantity,
@@ -118,6 +122,7 @@ select
     session_id,
     order_id,
     other_values_hash,
+    file_version,
     case
         {%- for column, reasons in rules | groupby(0) %}
         when reject_reason in ('{{ reasons | map(attribute=1) | join("', '") }}') then '{{ column }}'

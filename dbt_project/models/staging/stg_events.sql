@@ -20,14 +20,15 @@ select
     events.product_id,
     events.event_type,
     events.event_at,
-    events.event_at::date as event_on,
+    events.event_on,
     events.event_id,
     events.rating,
     events.quantity,
     events.price,
     events.session_id,
     events.order_id,
-    events.other_values_hash
+    events.other_values_hash,
+    events.file_version
 from events
 semi join products on events.product_id = products.product_id
 where events.reject_reason is null

@@ -1,0 +1,40 @@
+-- Grain: one day with accepted events.
+{% set near_duplicate_seconds = var('near_duplicate_seconds') %}
+
+with
+
+events as (
+
+    select * from {{ ref('stg_events') }}
+
+),
+
+known_types as (
+
+    -- A type that loses its weight stops the build of every day it occurs on.
+    select string_agg(event_type, ' ' order by event_type) as names from {{ ref('event_weights') }}
+
+),
+
+days as (
+
+    select
+        event_on,
+        count(*) as n_events,
+        bit_xor(hash(file_version, source_row)) as rows_hash
+    from events
+    group by event_on
+
+)
+
+select
+    days.event_on,
+    days.n_events,
+    hash(
+        days.n_events,
+        days.rows_hash,
+        known_types.names,
+        '{{ recipe_of_days() }}'
+    ) as inputs_hash
+from days
+cross join known_types

@@ -1,0 +1,249 @@
+"""A refresh and a full build leave equal tables, whatever came, changed or went in between.
+
+Full builds run the compiled models in an in-memory DuckDB; the refreshed warehouse is dbt's own.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+from dbt_helpers import (
+    PROJECT_DIR,
+    DbtFailedError,
+    compiled_sql,
+    query,
+    run_dbt,
+    write_raw,
+    write_raw_tables,
+)
+
+# In the order in which they read each other.
+BUILT_AT_ONCE = ["base_products", "stg_products", "base_events", "stg_events"]
+REFRESHED = {
+    "base_events": "staging",
+    "int_duplicate_events": "intermediate",
+    "int_daily_signals": "intermediate",
+}
+MODELS = [*BUILT_AT_ONCE, "int_duplicate_events", "int_events_deduplicated", "int_daily_signals"]
+FIRST_DAY = datetime(2024, 3, 1)
+N_DAYS = 60
+
+
+class Shop:
+    """A landing folder's worth of rows that a test changes, and the two ways of building them."""
+
+    def __init__(self, warehouse: Path, sql: dict[str, str], seed: int) -> None:
+        self.warehouse = warehouse
+        self.sql = sql
+        self.random = random.Random(seed)
+        self.products = list("pqrs")
+        self.files: dict[str, list[dict[str, Any]]] = {}
+        for number in range(4):
+            self.files[f"events/{number}.csv"] = self.some_events(60)
+
+    def some_events(self, n: int, *, day: int | None = None) -> list[dict[str, Any]]:
+        """Events that often share an id, or stand within seconds of another, over midnight too."""
+        pick = self.random.choice
+        rows = []
+        for _ in range(n):
+            on = FIRST_DAY + timedelta(days=day if day is not None else pick(range(N_DAYS)))
+            at = on + timedelta(seconds=pick([0, 1, 2, 3, 40_000, 86_397, 86_398, 86_399]))
+            rows.append(
+                {
+                    "user_id": pick("uv"),
+                    "product_id": pick("pqrst"),
+                    "event_type": pick(["view", "view", "purchase", "rating"]),
+                    "event_ts": str(at),
+                    "event_id": pick([None, None, None, *range(150)]),
+                    "rating": pick(["1", "5"]),
+                    "quantity": pick([None, "2", "none"]),
+                }
+            )
+        return rows
+
+    def refresh(self, variables: dict[str, Any] | None = None) -> None:
+        write_raw(self.warehouse, **self.raw())
+        run_dbt("run", self.warehouse, select=["+int_daily_signals"], variables=variables)
+
+    def refreshed(self, model: str) -> list[tuple[Any, ...]]:
+        return query(self.warehouse, f"from {REFRESHED[model]}.{model} order by all")
+
+    def changed_days(self) -> list[str]:
+        days = query(self.warehouse, "from intermediate.int_changed_days order by all")
+        return [str(day) for (day,) in days]
+
+    def built_at_once(self, model: str, near_duplicate_seconds: int = 2) -> list[tuple[Any, ...]]:
+        with duckdb.connect() as connection:
+            connection.execute("set TimeZone = 'UTC'; set threads = 1")
+            connection.execute("create schema staging; create schema intermediate")
+            connection.execute(
+                "create table staging.event_weights as select event_type::varchar as event_type"
+                f" from read_csv('{PROJECT_DIR}/seeds/event_weights.csv', delim=',', header=true)"
+            )
+            write_raw_tables(connection, **self.raw())
+            for each in MODELS:
+                schema = "intermediate" if each.startswith("int_") else "staging"
+                sql = self.sql[each].replace(
+                    "to_seconds(2)", f"to_seconds({near_duplicate_seconds})"
+                )
+                connection.execute(f"create table {schema}.{each} as {sql}")
+            return connection.execute(f"from {REFRESHED[model]}.{model} order by all").fetchall()
+
+    def raw(self) -> dict[str, list[dict[str, Any]]]:
+        return {
+            "events": [
+                {"source_file": name, "source_row": position, **row}
+                for name, rows in self.files.items()
+                for position, row in enumerate(rows, start=1)
+            ],
+            "products": [{"product_id": product_id} for product_id in self.products],
+        }
+
+
+@pytest.fixture(scope="module")
+def sql(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    warehouse = tmp_path_factory.mktemp("compiled") / "memory.duckdb"
+    run_dbt("compile", warehouse, select=MODELS)
+    return {model: compiled_sql(model) for model in MODELS}
+
+
+@pytest.fixture(scope="module")
+def shop(sql: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """One shop that goes through all the changes, one after the other."""
+    shop = Shop(tmp_path_factory.mktemp("refreshed") / "warehouse.duckdb", sql, seed=1)
+    write_raw(shop.warehouse, **shop.raw())
+    run_dbt("seed", shop.warehouse)
+    shop.refresh()
+    yield shop
+
+
+def nothing(shop: Shop) -> None:
+    pass
+
+
+def a_file_of_one_day_comes(shop: Shop) -> None:
+    shop.files["events/today.csv"] = shop.some_events(10, day=N_DAYS + 5)
+
+
+def a_late_file_tells_events_of_every_month(shop: Shop) -> None:
+    shop.files["events/late.csv"] = shop.some_events(5)
+
+
+def an_earlier_file_by_name_tells_the_same_ids(shop: Shop) -> None:
+    rows = shop.random.sample(shop.files["events/3.csv"], 15)
+    earlier = [
+        {**row, "event_ts": str(datetime.fromisoformat(row["event_ts"]) - timedelta(days=3))}
+        for row in rows
+    ]
+    shop.files["events/0a.csv"] = earlier + rows
+
+
+def a_file_is_replaced(shop: Shop) -> None:
+    shop.files["events/1.csv"] = shop.some_events(8) + shop.files["events/1.csv"][20:]
+
+
+def a_file_vanishes(shop: Shop) -> None:
+    del shop.files["events/0.csv"]
+
+
+def a_file_loses_every_row_but_one(shop: Shop) -> None:
+    shop.files["events/0a.csv"] = shop.files["events/0a.csv"][:1]
+
+
+def a_product_comes_that_events_waited_for(shop: Shop) -> None:
+    shop.products.append("t")
+
+
+def a_product_leaves_the_catalogue(shop: Shop) -> None:
+    shop.products.remove("p")
+
+
+def one_product_comes_back_as_another_leaves(shop: Shop) -> None:
+    shop.products.append("p")
+    shop.products.remove("q")
+
+
+CHANGES: list[Callable[[Shop], None]] = [
+    nothing,
+    a_file_of_one_day_comes,
+    a_late_file_tells_events_of_every_month,
+    an_earlier_file_by_name_tells_the_same_ids,
+    a_file_is_replaced,
+    a_file_vanishes,
+    a_file_loses_every_row_but_one,
+    a_product_comes_that_events_waited_for,
+    a_product_leaves_the_catalogue,
+    one_product_comes_back_as_another_leaves,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_refresh_equals_a_full_build_when(shop: Shop, change: Callable[[Shop], None]):
+    change(shop)
+
+    shop.refresh()
+
+    for model in REFRESHED:
+        assert shop.refreshed(model) == shop.built_at_once(model), model
+
+
+def test_a_refresh_builds_the_days_that_changed_and_the_day_after_each(shop: Shop):
+    view = {"user_id": "u", "product_id": "r", "event_type": "view"}
+    shop.files["events/new.csv"] = [{**view, "event_ts": "2023-07-01 12:00:00"}]
+    shop.refresh()
+    assert shop.changed_days() == ["2023-07-01", "2023-07-02"]
+
+    # The earlier event of the same id is the one that counts; both days change.
+    shop.files["events/new.csv"][0]["event_id"] = "x"
+    shop.files["events/newer.csv"] = [{**view, "event_ts": "2022-01-31", "event_id": "x"}]
+    shop.refresh()
+    assert shop.changed_days() == ["2022-01-31", "2022-02-01", "2023-07-01", "2023-07-02"]
+
+    # What it made a duplicate counts again, though nothing of that day itself came or went.
+    del shop.files["events/newer.csv"]
+    shop.refresh()
+    assert shop.changed_days() == ["2022-01-31", "2022-02-01", "2023-07-01", "2023-07-02"]
+    for model in REFRESHED:
+        assert shop.refreshed(model) == shop.built_at_once(model), model
+
+
+def test_a_refresh_that_stopped_halfway_is_made_up_for_by_the_next(shop: Shop):
+    shop.files["events/2.csv"] = shop.files["events/2.csv"][10:]
+    former_products = list(shop.products)
+    shop.products.remove("r")
+    write_raw(shop.warehouse, **shop.raw())
+    # Everything but the last step. Then the cause goes: nothing seems to have changed.
+    run_dbt("run", shop.warehouse, select=["+int_duplicate_events"])
+    shop.products = former_products
+
+    shop.refresh()
+
+    for model in REFRESHED:
+        assert shop.refreshed(model) == shop.built_at_once(model), model
+
+
+def test_another_setting_leaves_no_row_of_the_former_one(shop: Shop):
+    shop.refresh({"near_duplicate_seconds": 86_400})
+
+    for model in REFRESHED:
+        assert shop.refreshed(model) == shop.built_at_once(model, 86_400), model
+
+    # Far over midnight: the days after a changed day are two then.
+    shop.files["events/today.csv"] = shop.some_events(6, day=20)
+    shop.refresh({"near_duplicate_seconds": 86_400})
+
+    for model in REFRESHED:
+        assert shop.refreshed(model) == shop.built_at_once(model, 86_400), model
+
+
+def test_a_type_that_loses_its_weight_stops_a_refresh_without_new_events(shop: Shop):
+    shop.refresh()
+    with duckdb.connect(shop.warehouse) as connection:
+        connection.execute("delete from staging.event_weights where event_type = 'view'")
+
+    with pytest.raises(DbtFailedError, match=r'The event type "view".* has no weight'):
+        run_dbt("run", shop.warehouse, select=["+int_daily_signals"])
