@@ -211,6 +211,21 @@ def test_a_refresh_builds_the_days_that_changed_and_the_day_after_each(shop: Sho
         assert shop.refreshed(model) == shop.built_at_once(model), model
 
 
+def test_a_click_after_midnight_repeats_one_of_a_day_that_did_not_change(shop: Shop):
+    click = {"user_id": "u", "product_id": "r", "event_type": "click"}
+    shop.files["events/evening.csv"] = [{**click, "event_ts": "2021-05-01 23:59:59"}]
+    shop.refresh()
+
+    shop.files["events/night.csv"] = [{**click, "event_ts": "2021-05-02 00:00:01"}]
+    shop.refresh()
+
+    assert shop.changed_days() == ["2021-05-02", "2021-05-03"]
+    assert ("events/night.csv", "near duplicate") in [
+        (row[0], row[-1]) for row in shop.refreshed("int_duplicate_events")
+    ]
+    assert shop.refreshed("int_daily_signals") == shop.built_at_once("int_daily_signals")
+
+
 def test_a_refresh_that_stopped_halfway_is_made_up_for_by_the_next(shop: Shop):
     shop.files["events/2.csv"] = shop.files["events/2.csv"][10:]
     former_products = list(shop.products)

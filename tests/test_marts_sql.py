@@ -367,17 +367,24 @@ def test_what_was_bought_in_thirds_and_returned_in_thirds_is_all_gone(marts: Mar
 def test_a_weight_is_the_sum_of_faded_event_weights(marts: Marts, days: list[Day]):
     marts.build(days, products=CATALOGUE, models=SIGNAL_MODELS)
 
+    counted = _counted(marts, days, None, AS_OF)
+    latest: dict[str, date] = {}
+    for day, _ in counted:
+        latest[day.user_id] = max(latest.get(day.user_id, day.event_on), day.event_on)
     weights: dict[tuple[str, str], float] = defaultdict(float)
-    for day, n_left in _counted(marts, days, None, AS_OF):
+    relative_weights: dict[tuple[str, str], float] = defaultdict(float)
+    for day, n_left in counted:
         half_life = HALF_LIVES.get(day.event_type, 10)
-        n_counted = 1 if day.event_type == "rating" else min(n_left, 3)
-        age = (AS_OF - day.event_on).days
-        weights[day.user_id, day.product_id] += (
-            _strength(day) * n_counted * 0.5 ** (age / half_life)
-        )
-    expected = {pair: weight for pair, weight in weights.items() if weight > 0}
-    rows = {(u, p): weight for u, p, weight in marts.rows("signals", "user_id, product_id, weight")}
-    assert rows == pytest.approx(expected, abs=1e-7)
+        strength = _strength(day) * (1 if day.event_type == "rating" else min(n_left, 3))
+        pair = day.user_id, day.product_id
+        weights[pair] += strength * 0.5 ** ((AS_OF - day.event_on).days / half_life)
+        age = (latest[day.user_id] - day.event_on).days
+        relative_weights[pair] += strength * 0.5 ** (age / half_life)
+    for column, expected in {"weight": weights, "relative_weight": relative_weights}.items():
+        rows = {
+            (u, p): value for u, p, value in marts.rows("signals", f"user_id, product_id, {column}")
+        }
+        assert rows == pytest.approx({p: w for p, w in expected.items() if w > 0}, abs=1e-7)
 
 
 @some_shops

@@ -272,7 +272,9 @@ CATALOGUE = [{"product_id": "p"}, {"product_id": "q"}, {"product_id": "r"}]
 def test_duplicates_are_what_a_plain_loop_over_the_events_finds(shop, events):
     shop.build(*ONE_EACH, events=events, products=CATALOGUE)
 
-    found = shop.rows("from intermediate.int_duplicate_events")
+    found = shop.rows(
+        "select source_file, source_row, reason from intermediate.int_duplicate_events"
+    )
     assert sorted(found) == sorted(duplicates_by_loop(events, within=timedelta(seconds=2)))
 
 
