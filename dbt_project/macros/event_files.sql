@@ -41,13 +41,12 @@ not landing files themselves: all of these came with the latest of them, and cha
 {# Before new files are added: away with the rows of files that changed or are gone. #}
 {% macro forget_changed_files() -%}
 {%- if is_incremental() -%}
-    delete from {{ this }} as built
-    where not exists (
-        select 1
+    delete from {{ this }}
+    where file_version not in (
+        select file_version
         from (
             {{ event_files() }}
         ) as files
-        where files.source_file = built.source_file and files.file_version = built.file_version
     )
 {%- endif -%}
 {%- endmacro %}

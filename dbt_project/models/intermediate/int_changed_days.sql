@@ -43,7 +43,7 @@ few_changed as (
 -- begin to count, or end.
 ids as (
 
-    select distinct hash(events.event_id) as id_hash
+    select distinct events.event_id
     from events
     semi join few_changed using (event_on)
     where events.event_id is not null
@@ -54,7 +54,7 @@ same_ids as (
 
     select distinct event_on
     from events
-    where event_id is not null and hash(event_id) in (select id_hash from ids)
+    where event_id in (select event_id from ids)
 
 ),
 

@@ -21,20 +21,6 @@ judged as materialized (
 
 ),
 
--- Other days stay as they are; what they hold decides on the events of the changed ones.
-other_days as not materialized (
-
-    select events.*
-    from {{ ref('stg_events') }} as events
-    anti join changed_days using (event_on)
-    anti join {{ this }} as copies
-        on
-            events.source_file = copies.source_file
-            and events.source_row = copies.source_row
-            and copies.reason = 'exact duplicate'
-
-),
-
 before_midnight as (
 
     select
@@ -45,19 +31,34 @@ before_midnight as (
 
 ),
 
+-- The joins that leave little stand first: then the further columns of millions are never read.
 beside as (
 
-    select * from other_days
+    select * from {{ ref('stg_events') }}
     where event_id in (select event_id from judged where event_id is not null)
 
     union
 
-    select other_days.*
-    from other_days
+    select events.*
+    from {{ ref('stg_events') }} as events
     semi join before_midnight
         on
-            other_days.event_on = before_midnight.event_on
-            and other_days.event_at >= before_midnight.from_at
+            events.event_on = before_midnight.event_on
+            and events.event_at >= before_midnight.from_at
+
+),
+
+-- Other days stay as they are; what they hold decides on the events of the changed ones.
+other_days as (
+
+    select beside.*
+    from beside
+    anti join changed_days on beside.event_on = changed_days.event_on
+    anti join {{ this }} as copies
+        on
+            beside.source_file = copies.source_file
+            and beside.source_row = copies.source_row
+            and copies.reason = 'exact duplicate'
 
 ),
 
@@ -65,7 +66,7 @@ events as (
 
     select *, true as is_judged from judged
     union all
-    select *, false as is_judged from beside
+    select *, false as is_judged from other_days
 
 ),
 {% else %}

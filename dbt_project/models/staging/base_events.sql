@@ -46,9 +46,8 @@ events as (
     from {{ source('raw', 'events') }} as events
     {%- if is_incremental() %}
     semi join (
-        select source_file, file_version from files
-        except
-        select source_file, file_version from {{ this }}
+        select source_file from files
+        where file_version not in (select file_version from {{ this }})
     ) as new_files using (source_file)
     {%- endif %}
 
