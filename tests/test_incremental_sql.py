@@ -255,6 +255,20 @@ def test_another_setting_leaves_no_row_of_the_former_one(shop: Shop):
         assert shop.refreshed(model) == shop.built_at_once(model, 86_400), model
 
 
+def test_tables_of_a_former_release_are_filled_anew(shop: Shop):
+    with duckdb.connect(shop.warehouse) as connection:
+        connection.execute("alter table staging.base_events drop column file_version")
+        connection.execute("alter table intermediate.int_duplicate_events drop column event_on")
+        connection.execute("drop table intermediate.int_built_days")
+
+    shop.refresh()
+
+    assert sorted(shop.refreshed("int_daily_signals")) == shop.built_at_once("int_daily_signals")
+    assert len(shop.refreshed("base_events")) == len(shop.built_at_once("base_events"))
+    n_duplicates = len(shop.built_at_once("int_duplicate_events"))
+    assert len(shop.refreshed("int_duplicate_events")) == n_duplicates
+
+
 def test_a_type_that_loses_its_weight_stops_a_refresh_without_new_events(shop: Shop):
     shop.refresh()
     with duckdb.connect(shop.warehouse) as connection:

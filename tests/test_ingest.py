@@ -616,6 +616,45 @@ def test_content_stays_under_its_other_names_when_one_of_them_is_replaced(wareho
     ]
 
 
+def test_parquet_files_that_come_together_are_loaded_as_if_they_came_one_by_one(
+    warehouse, shop, tmp_path
+):
+    names = ["a.parquet", "b [1]*.parquet", "day=1/c.parquet", "d.parquet", "e.parquet"]
+    for name, rows in zip(names, (ROWS, ROWS[:1], ROWS[1:], ROWS, ROWS * 2), strict=True):
+        # The last has a column more, the fourth the content of the first.
+        more = {"mood": "good"} if name == "e.parquet" else {}
+        write(shop / "events" / name, as_parquet([{**row, **more} for row in rows]))
+
+    together = outcomes(load(warehouse, shop))
+
+    assert {name for name, outcome in together.items() if outcome != "loaded"} == {
+        "events/d.parquet"
+    }
+    everything = "select * from raw.events order by source_file, source_row"
+    with duckdb.connect() as other:
+        for name in names:
+            alone = tmp_path / f"only {names.index(name)}"
+            write(alone / "products" / "products.csv", "product_id,title\np1,Red mug\n")
+            write(alone / "events" / name, (shop / "events" / name).read_bytes())
+            load(other, alone)
+        assert other.execute(everything).fetchall() == warehouse.execute(everything).fetchall()
+    assert load(warehouse, shop).n_rows == 0
+
+
+def test_of_parquet_files_that_come_together_the_damaged_one_is_named(warehouse, shop):
+    whole = as_parquet(ROWS * 500)
+    write(shop / "events" / "a.parquet", as_parquet(ROWS))
+    # The footer is whole, so that the damage shows only when the rows are read.
+    damaged = whole[:4] + b"\xff" * 200 + whole[204:]
+    write(shop / "events" / "b.parquet", damaged)
+    write(shop / "events" / "c.parquet", whole)
+
+    with pytest.raises(LandingError, match=r"events/b\.parquet cannot be loaded"):
+        load(warehouse, shop)
+
+    assert {row[0] for row in events(warehouse, "source_file")} == {"events/a.parquet"}
+
+
 def test_rows_of_an_archived_file_stay(warehouse, shop):
     path = write(shop / "events" / "a.csv", f"{HEADER}\n{EVENT}\n")
     load(warehouse, shop)

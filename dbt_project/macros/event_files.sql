@@ -40,7 +40,7 @@ not landing files themselves: all of these came with the latest of them, and cha
 
 {# Before new files are added: away with the rows of files that changed or are gone. #}
 {% macro forget_changed_files() -%}
-{%- if is_incremental() -%}
+{%- if is_refresh('file_version') -%}
     delete from {{ this }}
     where file_version not in (
         select file_version
@@ -48,5 +48,17 @@ not landing files themselves: all of these came with the latest of them, and cha
             {{ event_files() }}
         ) as files
     )
+{%- elif is_incremental() -%}
+    delete from {{ this }}
 {%- endif -%}
+{%- endmacro %}
+
+
+{# Whether rows of the last run stay: a table made before it had the column holds none that can. #}
+{% macro is_refresh(column) -%}
+{%- if is_incremental() -%}
+    {%- set columns = adapter.get_columns_in_relation(this) | map(attribute='name') | list -%}
+    {{- return(column in columns) -}}
+{%- endif -%}
+{{- return(false) -}}
 {%- endmacro %}

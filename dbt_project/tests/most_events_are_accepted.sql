@@ -6,7 +6,7 @@ with
 
 events as (
 
-    select count(*) as n_accepted from {{ ref('stg_events') }}
+    select coalesce(sum(n_events), 0) as n_accepted from {{ ref('int_event_days') }}
 
 ),
 

@@ -1,13 +1,13 @@
 -- Grain: one row per (user, product, day, event type).
 -- The only reader of events: everything after it reads this, a fraction of their size.
 -- Incremental by day (see int_changed_days).
--- depends_on: {{ ref('int_changed_days') }}
+-- depends_on: {{ ref('int_event_days') }}, {{ ref('int_changed_days') }}
 with
 
 events as (
 
     select * from {{ ref('int_events_deduplicated') }}
-    {%- if is_incremental() %}
+    {%- if some_days_stay() %}
     semi join {{ ref('int_changed_days') }} using (event_on)
     {%- endif %}
 

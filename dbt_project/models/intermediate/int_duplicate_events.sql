@@ -1,6 +1,6 @@
 -- Grain: one accepted event that says again what another one said, and why it counts as that.
 -- Incremental by day (see int_changed_days).
--- depends_on: {{ ref('int_changed_days') }}
+-- depends_on: {{ ref('int_event_days') }}, {{ ref('int_changed_days') }}
 
 -- Sorting all events to find a few per cent is what costs. So keys that occur once are dropped
 -- first, by a hash of eight bytes; a collision only means one more key that is looked at.
@@ -8,7 +8,7 @@
 
 with
 
-{% if is_incremental() %}
+{% if some_days_stay() %}
 changed_days as (
 
     select event_on from {{ ref('int_changed_days') }}

@@ -20,9 +20,16 @@ daily_signals as (
 
 ),
 
-event_weights as (
+-- Asked of the few types instead of the millions of days.
+event_types as (
 
-    select * from {{ ref('event_weights') }}
+    select
+        event_type,
+        -- What a user was shown, or took back, is no sign of interest.
+        weight > 0 as is_interest,
+        event_type in ('view', 'click') as is_browsing,
+        event_type in ('add_to_cart', 'purchase', 'rating') as is_decision
+    from {{ ref('event_weights') }}
 
 ),
 
@@ -30,10 +37,11 @@ weighed as (
 
     select
         daily_signals.*,
-        -- What a user was shown, or took back, is no sign of interest.
-        event_weights.weight > 0 as is_interest
+        event_types.is_interest,
+        event_types.is_browsing,
+        event_types.is_decision
     from daily_signals
-    inner join event_weights on daily_signals.event_type = event_weights.event_type
+    inner join event_types on daily_signals.event_type = event_types.event_type
 
 ),
 
@@ -46,8 +54,8 @@ days as (
         min(first_at) as first_at,
         max(last_at) as last_at,
         coalesce(sum(n_events) filter (where is_interest), 0) as n_interest_events,
-        coalesce(sum(n_events) filter (where event_type in ('view', 'click')), 0) as n_browsed,
-        count(*) filter (where event_type in ('add_to_cart', 'purchase', 'rating')) as n_decided
+        coalesce(sum(n_events) filter (where is_browsing), 0) as n_browsed,
+        count(*) filter (where is_decision) as n_decided
     from weighed
     group by user_id, event_on
 

@@ -15,9 +15,9 @@ rejected_rows as (
 
 ),
 
-stg_events as (
+event_days as (
 
-    select * from {{ ref('stg_events') }}
+    select * from {{ ref('int_event_days') }}
 
 ),
 
@@ -86,6 +86,20 @@ judged_days as (
 
 ),
 
+-- A handful of rows, so that the millions are looked at once.
+judged as (
+
+    select
+        reason,
+        is_low_rating,
+        undone_reason,
+        sum(n_events) as n_events,
+        sum(n_left) as n_left
+    from judged_days
+    group by reason, is_low_rating, undone_reason
+
+),
+
 left_out as (
 
     select reason, count(*) as n_rows
@@ -95,7 +109,7 @@ left_out as (
     union all
 
     select reason, sum(n_events) as n_rows
-    from judged_days
+    from judged
     where reason is not null
     group by reason
 
@@ -103,15 +117,15 @@ left_out as (
 
     -- Of a day with three purchases one can be taken back and two count.
     select undone_reason as reason, sum(n_events - n_left) as n_rows
-    from judged_days
+    from judged
     where reason is null and n_left < n_events
     group by undone_reason
 
     union all
 
     select 'a rating below 3' as reason, sum(n_left) as n_rows
-    from judged_days
-    where reason is null and is_low_rating and n_left > 0
+    from judged
+    where reason is null and is_low_rating
     having sum(n_left) > 0
 
 ),
@@ -129,8 +143,8 @@ steps as (
 
     union all
 
-    select 3 as position, 'accepted' as step, 'all' as reason, count(*) as n_rows
-    from stg_events
+    select 3 as position, 'accepted' as step, 'all' as reason, sum(n_events) as n_rows
+    from event_days
 
     union all
 
@@ -140,7 +154,7 @@ steps as (
     union all
 
     select 5 as position, 'counted' as step, 'all' as reason, sum(n_left) as n_rows
-    from judged_days
+    from judged
     where reason is null and not is_low_rating
 
 )

@@ -44,7 +44,7 @@ events as (
 
     select events.*
     from {{ source('raw', 'events') }} as events
-    {%- if is_incremental() %}
+    {%- if is_refresh('file_version') %}
     semi join (
         select source_file from files
         where file_version not in (select file_version from {{ this }})
