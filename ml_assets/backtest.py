@@ -8,10 +8,16 @@ import numpy as np
 import polars as pl
 import scipy.sparse as sp
 
-from ml_assets.content import product_vectors
+from ml_assets.content import product_vectors, text_neighbours, tfidf
 from ml_assets.evaluation import metric_rows, ranking_metrics
 from ml_assets.frames import METRICS
-from ml_assets.models import FactorModel, fit_model, user_profiles
+from ml_assets.models import (
+    FactorModel,
+    Model,
+    content_by_history,
+    fit_model,
+    user_profiles,
+)
 from ml_assets.recommend import Hybrid, propose
 from ml_assets.scoring import Progress
 from ml_assets.signal_matrix import (
@@ -137,16 +143,13 @@ def _contenders(
         scores = _global_list(popularity, window, matrix)
         alone[name] = fit_model("popularity", matrix, settings={"popularity": scores}, seed=seed)
     skipped: dict[str, str] = {}
-    models: dict[str, FactorModel | None] = {cf_name: None, "content": None}
+    models: dict[str, Model | None] = {cf_name: None, "content": None}
     try:
         models[cf_name] = fit_model(cf_name, matrix, settings=settings, seed=seed)
     except TooLittleDataError as reason:
         skipped[cf_name] = str(reason)
     try:
-        vectors = product_vectors(
-            products["text"], dimensions=settings["content_dimensions"], seed=seed
-        )
-        models["content"] = user_profiles(matrix, vectors)
+        models["content"] = _content(matrix, products["text"], models[cf_name], settings)
     except TooLittleDataError as reason:
         skipped["content"] = str(reason)
     alone |= {name: model for name, model in models.items() if model is not None}
@@ -164,6 +167,19 @@ def _contenders(
             w_content=settings["w_content"],
         )
     return contenders, skipped
+
+
+def _content(
+    matrix: SignalMatrix, texts: pl.Series, cf: Model | None, settings: Mapping[str, Any]
+) -> Model:
+    """The content model in the family of the collaborative one, as the line blends them."""
+    if isinstance(cf, FactorModel):
+        vectors = product_vectors(
+            texts, dimensions=settings["content_dimensions"], seed=settings["seed"]
+        )
+        return user_profiles(matrix, vectors)
+    alike = text_neighbours(tfidf(texts), k=settings["content_neighbours"])
+    return content_by_history(matrix, alike)
 
 
 def _global_list(popularity: pl.DataFrame, window: str, matrix: SignalMatrix) -> np.ndarray:

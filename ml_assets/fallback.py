@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 import scipy.sparse as sp
-from numba import njit, prange
+from numba import njit
 
 from ml_assets.scoring import NOTHING
 from ml_assets.signal_matrix import SignalMatrix, positions
+from ml_assets.threads import run_over_blocks
 
 
 @dataclass(frozen=True)
@@ -116,20 +117,28 @@ def fill_lists(
     """
     filled = proposed.copy()
     step = np.full(proposed.shape, NOTHING, dtype=np.int8)
-    _fill(
-        filled,
-        step,
-        lists.list_indptr,
-        lists.items,
-        lists.list_of_user,
-        exclude.indptr,
-        exclude.indices,
-    )
+
+    def work(start: int, stop: int, _: None) -> None:
+        _fill(
+            start,
+            stop,
+            filled,
+            step,
+            lists.list_indptr,
+            lists.items,
+            lists.list_of_user,
+            exclude.indptr,
+            exclude.indices,
+        )
+
+    run_over_blocks(work, len(filled), rows_per_block=4096)
     return filled, step
 
 
-@njit(parallel=True, cache=True)
+@njit(cache=True, nogil=True)
 def _fill(
+    start: int,
+    stop: int,
     filled: np.ndarray,
     step_of: np.ndarray,
     list_indptr: np.ndarray,
@@ -138,8 +147,8 @@ def _fill(
     exclude_indptr: np.ndarray,
     exclude_indices: np.ndarray,
 ) -> None:
-    n_rows, n = filled.shape
-    for row in prange(n_rows):
+    n = filled.shape[1]
+    for row in range(start, stop):
         length = 0
         while length < n and filled[row, length] >= 0:
             length += 1

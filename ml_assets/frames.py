@@ -15,6 +15,7 @@ SIGNALS = _frame(
     user_id=pl.String,
     product_id=pl.String,
     weight=pl.Float64,
+    relative_weight=pl.Float64,
     n_carts=pl.Int32,
     n_purchases=pl.Int32,
     is_training=pl.Boolean,

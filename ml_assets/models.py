@@ -1,8 +1,9 @@
 """The recommenders by name: functions of one shape, chosen by config.
 
-A model here is a pair of matrices whose product is every user's score for every product. That
-is true of the baselines too, so one scoring engine serves all, and every model can be stored as
-two tables of float arrays.
+A model is arrays and nothing else, so that it can be stored as tables. There are two families,
+each with an engine of its own: factor models, whose scores are inner products (`scoring.py`; the
+baselines are of this kind too), and item-item models, whose scores are sums over a user's history
+(`item_item.py`).
 """
 
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 from threadpoolctl import threadpool_limits
 
+from ml_assets.item_item import ItemItemModel, largest_products
 from ml_assets.signal_matrix import SignalMatrix, TooLittleDataError
 
 
@@ -37,7 +39,8 @@ class FactorModel:
         return replace(self, user_factors=self.user_factors[rows], knows_user=self.knows_user[rows])
 
 
-Fit = Callable[..., FactorModel]
+Model = FactorModel | ItemItemModel
+Fit = Callable[..., Model]
 
 
 def fit_als(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) -> FactorModel:
@@ -45,9 +48,7 @@ def fit_als(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) ->
 
     After Hu, Koren & Volinsky, "Collaborative Filtering for Implicit Feedback Datasets" (ICDM
     2008), by the `implicit` library: a user's confidence in a product is 1 + alpha x weight.
-    The last solve makes every user's vector the exact least-squares answer to the final item
-    vectors, so outliers who were not trained on are scored too, and a score can be split into
-    the shares of single events.
+    Item factors are learned from the weights of today; see `als_user_factors` for the users.
 
     Args:
         signals: Rows without signals stay without an opinion.
@@ -57,33 +58,135 @@ def fit_als(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) ->
     Raises:
         TooLittleDataError: below two users or two products to learn from.
     """
+    training = signals.training
+    _require_two("ALS", training)
+    # implicit runs its own threads over rows; BLAS threads below them only get in the way.
+    with threadpool_limits(1, "blas"):
+        als = _als(settings, seed)
+        als.fit(training, show_progress=False)
+    return FactorModel(
+        user_factors=als_user_factors(als.item_factors, signals.history, settings=settings),
+        item_factors=als.item_factors,
+        knows_user=np.diff(signals.history.indptr) > 0,
+        knows_item=np.bincount(training.indices, minlength=training.shape[1]).astype(bool),
+    )
+
+
+def als_user_factors(
+    item_factors: np.ndarray, history: sp.csr_matrix, *, settings: Mapping[str, Any]
+) -> np.ndarray:
+    """The exact least-squares vector of each user for fixed item factors.
+
+    Users who were not trained on (outliers, users who came later) are scored too, and a score can
+    be split into the shares of single events. Solved from the user's own history, so a vector
+    stays as it is, bit for bit, while its user does nothing and the item factors are kept.
+
+    Args:
+        item_factors: `(n_items, f)` float32.
+        history: `(n_users, n_items)` float32.
+        settings: `regularization`, `alpha`.
+
+    Returns:
+        `(n_users, f)` float32, zeros for a user without history.
+    """
+    with threadpool_limits(1, "blas"):
+        als = _als({**settings, "factors": item_factors.shape[1], "iterations": 1}, seed=0)
+        als.item_factors = item_factors
+        users = als.recalculate_user(np.arange(history.shape[0]), history)
+    return np.where(np.diff(history.indptr)[:, None] > 0, users, np.float32(0))
+
+
+def _als(settings: Mapping[str, Any], seed: int) -> Any:
     # Imported here: implicit takes seconds to import, and most processes never train.
     from implicit.als import AlternatingLeastSquares
 
-    training = signals.training
+    return AlternatingLeastSquares(
+        factors=settings["factors"],
+        regularization=settings["regularization"],
+        alpha=settings["alpha"],
+        iterations=settings["iterations"],
+        random_state=seed,
+    )
+
+
+def _require_two(name: str, training: sp.csr_matrix) -> None:
     n_users = int((np.diff(training.indptr) > 0).sum())
     n_items = len(np.unique(training.indices))
     if n_users < 2 or n_items < 2:
         raise TooLittleDataError(
-            f"ALS needs two users and two products with signals, and got {n_users} and {n_items}"
+            f"{name} needs two users and two products with signals, and got {n_users} and {n_items}"
         )
-    # implicit runs its own threads over rows; BLAS threads below them only get in the way.
-    with threadpool_limits(1, "blas"):
-        als = AlternatingLeastSquares(
-            factors=settings["factors"],
-            regularization=settings["regularization"],
-            alpha=settings["alpha"],
-            iterations=settings["iterations"],
-            random_state=seed,
-        )
-        als.fit(training, show_progress=False)
-        user_factors = als.recalculate_user(np.arange(len(signals.user_ids)), signals.weights)
-    return FactorModel(
-        user_factors=user_factors,
-        item_factors=als.item_factors,
-        knows_user=np.diff(signals.weights.indptr) > 0,
-        knows_item=np.bincount(training.indices, minlength=training.shape[1]).astype(bool),
+
+
+def fit_item_item(
+    signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int
+) -> ItemItemModel:
+    """Degree-normalised co-occurrence: what users go for who touched the same things.
+
+        W[j, i] = d_j^-q (d_i + s)^-r t_i sum over u of d_u^-p h_uj w_ui
+
+    with h the square root of the user's history, w the weights of today, d the row and column
+    sums of h, s a shrinkage in mean entries and t_i the share of product i's history that is
+    left today, so that what is going out of season is proposed less. The `neighbours` largest of
+    each row j are kept. With binary data this is the family of RP3beta (Paudel et al., "Updatable,
+    Accurate, Diverse, and Scalable Recommendations for Interactive Applications", TiiS 2017),
+    GF-CF (Shen et al., CIKM 2021) and Turbo-CF (Park et al., SIGIR 2024); p = 1, q + r = 1 are
+    random walks.
+
+    Memory: 8 bytes x neighbours x products, beside the signals.
+
+    Args:
+        signals: Rows without signals stay without an opinion.
+        settings: `neighbours`, `user_power` p, `source_power` q, `target_power` r, `shrinkage` s.
+        seed: Unused; nothing is random.
+
+    Raises:
+        TooLittleDataError: below two users or two products to learn from.
+    """
+    today, history = signals.training, signals.training_history
+    _require_two("The item-item model", today)
+    sources = _square_root(history)
+    mean_entry = float(sources.data.mean(dtype=np.float64))
+    user_degree, item_degree = (
+        np.asarray(sources.sum(axis=axis, dtype=np.float64)).ravel() for axis in (1, 0)
     )
+    before, now = (
+        np.asarray(matrix.sum(axis=0, dtype=np.float64)).ravel() for matrix in (history, today)
+    )
+    is_known = item_degree > 0
+    left_today = np.divide(now, before, out=np.zeros_like(now), where=is_known)
+    shrunk_degree = item_degree / mean_entry + settings["shrinkage"]
+    by_user = sp.diags_array(_power(user_degree, -settings["user_power"]).astype(np.float32))
+    follows = largest_products(
+        sp.csr_matrix(by_user @ sources),
+        today,
+        source_scale=_power(shrunk_degree * is_known, -settings["source_power"]).astype(np.float32),
+        target_scale=(
+            _power(shrunk_degree * is_known, -settings["target_power"]) * left_today
+        ).astype(np.float32),
+        k=settings["neighbours"],
+    )
+    return ItemItemModel(
+        history=history_of(signals),
+        follows=follows,
+        knows_user=np.diff(signals.history.indptr) > 0,
+        knows_item=is_known,
+    )
+
+
+def history_of(signals: SignalMatrix) -> sp.csr_matrix:
+    """What item-item models score from: `(n_users, n_items)` float32."""
+    return _square_root(signals.history)
+
+
+def _square_root(matrix: sp.csr_matrix) -> sp.csr_matrix:
+    # Ten purchases say more than one, but not ten times as much.
+    return sp.csr_matrix((np.sqrt(matrix.data), matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+def _power(numbers: np.ndarray, exponent: float) -> np.ndarray:
+    """0 stays 0, whatever the exponent."""
+    return np.power(numbers, exponent, out=np.zeros_like(numbers), where=numbers > 0)
 
 
 def fit_popularity(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) -> FactorModel:
@@ -119,7 +222,7 @@ def user_profiles(signals: SignalMatrix, item_vectors: np.ndarray) -> FactorMode
             has no part in anyone's profile.
     """
     has_text = rows_with_values(item_vectors)
-    weights = signals.weights @ sp.diags_array(has_text.astype(np.float32))
+    weights = signals.history @ sp.diags_array(has_text.astype(np.float32))
     total = np.asarray(weights.sum(axis=1), dtype=np.float64).ravel()
     share = np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)
     profiles = sp.csr_matrix(sp.diags_array(share.astype(np.float32)) @ weights) @ item_vectors
@@ -131,6 +234,20 @@ def user_profiles(signals: SignalMatrix, item_vectors: np.ndarray) -> FactorMode
     )
 
 
+def content_by_history(signals: SignalMatrix, neighbours: sp.csr_matrix) -> ItemItemModel:
+    """The content model as an item-item model: see `content.text_neighbours`."""
+    is_source = np.diff(neighbours.indptr) > 0
+    knows_item = is_source.copy()
+    knows_item[neighbours.indices] = True
+    n_sources = signals.history @ is_source.astype(np.float32)
+    return ItemItemModel(
+        history=history_of(signals),
+        follows=neighbours,
+        knows_user=np.asarray(n_sources).ravel() > 0,
+        knows_item=knows_item,
+    )
+
+
 def rows_with_values(vectors: np.ndarray) -> np.ndarray:
     """`(n,)` bool: the vector is not all zeros."""
     return np.asarray(vectors.any(axis=1))
@@ -138,14 +255,13 @@ def rows_with_values(vectors: np.ndarray) -> np.ndarray:
 
 MODELS: dict[str, Fit] = {
     "als": fit_als,
+    "item_item": fit_item_item,
     "popularity": fit_popularity,
     "random": fit_random,
 }
 
 
-def fit_model(
-    name: str, signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int
-) -> FactorModel:
+def fit_model(name: str, signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) -> Model:
     """Fit the model registered under `name`.
 
     Raises:

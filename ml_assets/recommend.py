@@ -1,25 +1,24 @@
 """From models to lists: candidates of the blend, the fallback chain, a reason for each row."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import polars as pl
 import scipy.sparse as sp
-from numba import njit, prange
+from numba import njit
 
 from ml_assets.fallback import CHAIN, arrange_popularity, fill_lists
 from ml_assets.frames import CANDIDATES, RECOMMENDATIONS, SIMILAR_PRODUCTS
-from ml_assets.models import FactorModel
-from ml_assets.scoring import (
+from ml_assets.item_item import (
     NOTHING,
-    Blend,
-    Progress,
-    blend,
-    nearest_items,
-    part_scores,
-    top_items,
-    unit_rows,
+    ItemItemModel,
+    because_by_history,
+    best_by_history,
+    largest_of_rows,
 )
+from ml_assets.models import Model
+from ml_assets.scoring import Progress, blend, inner, part_scores, top_items, unit_rows
 from ml_assets.signal_matrix import (
     BOUGHT,
     LOOKED_AT,
@@ -27,6 +26,7 @@ from ml_assets.signal_matrix import (
     SignalMatrix,
     available_items,
 )
+from ml_assets.threads import run_over_blocks
 
 REASONS = {
     BOUGHT: "Because you bought ",
@@ -37,21 +37,41 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Hybrid:
-    """The models that could be fitted, each with its weight; either may be missing."""
+    """The models that could be fitted, each with its weight; either may be missing.
 
-    cf: FactorModel | None
-    content: FactorModel | None
+    Both are of one family: scores of the two are added while they are made, not afterwards.
+    """
+
+    cf: Model | None
+    content: Model | None
     w_cf: float
     w_content: float
 
-    def blended(self, *, eligible: np.ndarray) -> Blend | None:
-        """Both on one scale; None when there is no model at all."""
-        models = [
+    @property
+    def models(self) -> list[tuple[Any, float]]:
+        """What there is, with weights."""
+        return [
             (model, weight)
             for model, weight in ((self.cf, self.w_cf), (self.content, self.w_content))
             if model is not None
         ]
-        return blend(models, eligible=eligible) if models else None
+
+    @property
+    def is_item_item(self) -> bool:
+        """Of which family the models are.
+
+        Raises:
+            ValueError: if they are of two families.
+        """
+        families = {isinstance(model, ItemItemModel) for model, _ in self.models}
+        if len(families) > 1:
+            raise ValueError("a factor model and an item-item model cannot be blended")
+        return families == {True}
+
+    def for_users(self, rows: np.ndarray) -> "Hybrid":
+        """The same with only these users, in this order."""
+        cf, content = (each and each.for_users(rows) for each in (self.cf, self.content))
+        return replace(self, cf=cf, content=content)
 
 
 @dataclass(frozen=True)
@@ -63,12 +83,15 @@ class Lists:
         score: `(n_users, k)` float64, the weighted sum of the two below.
         cf: `(n_users, k)` float64 z-score, NaN where the model has no opinion.
         content: Likewise.
+        inverse_deviation: `(n_models, n_users)` float64, 1 / deviation of each user's raw scores;
+            only of item-item models.
     """
 
     items: np.ndarray
     score: np.ndarray
     cf: np.ndarray
     content: np.ndarray
+    inverse_deviation: np.ndarray | None = None
 
 
 def propose(
@@ -87,30 +110,38 @@ def propose(
     product, so that adding up the published parts in SQL gives the published score.
     """
     nan = np.full((exclude.shape[0], k), np.nan)
-    blended = hybrid.blended(eligible=eligible)
-    if blended is None:
+    models = hybrid.models
+    if not models:
         return Lists(np.full(nan.shape, NOTHING, np.int32), nan, nan, nan)
-    knows_item = np.logical_or.reduce(blended.knows_item)
-    best = top_items(
-        blended.user_vectors,
-        blended.item_vectors,
-        k=k,
-        exclude=exclude,
-        eligible=eligible & knows_item,
-        block_bytes=block_bytes,
-        progress=progress,
-    )
-    best[~np.logical_or.reduce(blended.knows_user)] = NOTHING
-    parts = iter(part_scores(blended, best))
+    inverse_deviation = None
+    if hybrid.is_item_item:
+        found = best_by_history(models, k=k, exclude=exclude, eligible=eligible, progress=progress)
+        best, each, inverse_deviation = found.items, found.parts, found.inverse_deviation
+    else:
+        blended = blend(models)
+        best = top_items(
+            blended.user_vectors,
+            blended.item_vectors,
+            k=k,
+            exclude=exclude,
+            eligible=eligible & np.logical_or.reduce(blended.knows_item),
+            block_bytes=block_bytes,
+            progress=progress,
+            shifts=blended.shifts,
+        )
+        best[~np.logical_or.reduce(blended.knows_user)] = NOTHING
+        each = part_scores(blended, best)
+    parts = iter(each)
     cf = next(parts) if hybrid.cf is not None else nan
     content = next(parts) if hybrid.content is not None else nan
     score = hybrid.w_cf * np.nan_to_num(cf) + hybrid.w_content * np.nan_to_num(content)
     # An empty place sorts last and has no score.
     score[best == NOTHING] = -np.inf
     order = np.lexsort((best, -score), axis=1)
-    return Lists(
-        *(np.take_along_axis(array, order, axis=1) for array in (best, score, cf, content))
+    best, score, cf, content = (
+        np.take_along_axis(array, order, axis=1) for array in (best, score, cf, content)
     )
+    return Lists(best, score, cf, content, inverse_deviation)
 
 
 def candidate_frame(lists: Lists, matrix: SignalMatrix) -> pl.DataFrame:
@@ -163,7 +194,7 @@ def recommend(
         arrange_popularity(popularity, users, matrix),
         exclude=matrix.bought,
     )
-    because, kind = _because(filled, step, matrix, hybrid)
+    because, kind = _because(filled, step, matrix, hybrid, lists.inverse_deviation)
     score = _continue_scores(lists.score[:, :top_n], step)
     place = np.nonzero(filled != NOTHING)
     by_model = step[place] == NOTHING
@@ -182,19 +213,23 @@ def recommend(
             "content_score": _null_for_nan(content),
             "source": sources.gather(source),
             "because_product_id": _gather_or_null(matrix.product_ids, because[place]),
+            "because": _gather_or_null(_titles(products, matrix), because[place]),
             "opening": pl.Series([REASONS[k] for k in sorted(REASONS)]).gather(kind[place]),
         }
     )
-    titles = products.select(
-        because_product_id="product_id", because=pl.coalesce("title", "product_id")
-    )
     keys = users.select("user_id", "segment", "favourite_category")
     return (
-        frame.join(titles, on="because_product_id", how="left", maintain_order="left")
-        .join(keys, on="user_id", how="left", maintain_order="left")
+        frame.join(keys, on="user_id", how="left", maintain_order="left")
         .with_columns(reason=_reason())
         .match_to_schema(RECOMMENDATIONS, extra_columns="ignore")
     )
+
+
+def _titles(products: pl.DataFrame, matrix: SignalMatrix) -> pl.Series:
+    """What people call each product of the matrix."""
+    named = products.select("product_id", title=pl.coalesce("title", "product_id"))
+    ids = pl.DataFrame({"product_id": matrix.product_ids})
+    return ids.join(named, on="product_id", how="left", maintain_order="left")["title"]
 
 
 def _reason() -> pl.Expr:
@@ -231,114 +266,111 @@ def _gather_or_null(ids: pl.Series, at: np.ndarray) -> pl.Series:
 
 
 def _because(
-    filled: np.ndarray, step: np.ndarray, matrix: SignalMatrix, hybrid: Hybrid
+    filled: np.ndarray,
+    step: np.ndarray,
+    matrix: SignalMatrix,
+    hybrid: Hybrid,
+    inverse_deviation: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The product in the user's history that is most like each recommended one.
+    """The product in the user's history that speaks most for each recommended one.
 
-    Likeness is the weighted sum of the models' cosines between item vectors.
+    With item-item models the one with the largest share in the score. With factor models the one
+    most like it, by the weighted sum of the models' cosines between item vectors.
 
     Returns:
         `(n_users, n)` int32 product positions, `NOTHING` for rows of the fallback chain and
-        where nothing is alike; `(n_users, n)` int8, what the user did with it.
+        where nothing speaks for it; `(n_users, n)` int8, what the user did with it.
     """
-    parts = [
-        np.float32(np.sqrt(weight)) * unit_rows(model.item_factors)
-        for model, weight in ((hybrid.cf, hybrid.w_cf), (hybrid.content, hybrid.w_content))
-        if model is not None
-    ]
-    because = np.full(filled.shape, NOTHING, dtype=np.int32)
-    kind = np.zeros(filled.shape, dtype=np.int8)
-    if parts:
-        _most_alike(
-            np.ascontiguousarray(np.hstack(parts), dtype=np.float32),
-            np.where(step == NOTHING, filled, NOTHING),
-            matrix.weights.indptr,
-            matrix.weights.indices,
-            matrix.kinds,
-            because,
-            kind,
-        )
-    return because, kind
+    chosen = np.where(step == NOTHING, filled, NOTHING).astype(np.int32)
+    if not hybrid.models:
+        at = np.full(filled.shape, NOTHING, dtype=np.int64)
+    elif inverse_deviation is not None:
+        at = because_by_history(hybrid.models, inverse_deviation, chosen)
+    else:
+        at = _because_alike(hybrid, chosen, matrix.history)
+    if len(matrix.kinds) == 0:
+        return np.full(filled.shape, NOTHING, np.int32), np.zeros(filled.shape, np.int8)
+    return (
+        np.where(at == NOTHING, NOTHING, matrix.history.indices[at]).astype(np.int32),
+        np.where(at == NOTHING, 0, matrix.kinds[at]).astype(np.int8),
+    )
 
 
-@njit(parallel=True, cache=True, fastmath=True)
+def _because_alike(hybrid: Hybrid, chosen: np.ndarray, history: sp.csr_matrix) -> np.ndarray:
+    vectors = np.hstack(
+        [
+            np.float32(np.sqrt(weight)) * unit_rows(model.item_factors)
+            for model, weight in hybrid.models
+        ]
+    ).astype(np.float32)
+    because = np.full(chosen.shape, NOTHING, dtype=np.int64)
+
+    def work(start: int, stop: int, _: None) -> None:
+        _most_alike(start, stop, vectors, chosen, history.indptr, history.indices, because)
+
+    run_over_blocks(work, len(chosen), rows_per_block=4096)
+    return because
+
+
+@njit(cache=True, nogil=True)
 def _most_alike(
+    start: int,
+    stop: int,
     vectors: np.ndarray,
     chosen: np.ndarray,
     indptr: np.ndarray,
     indices: np.ndarray,
-    kinds: np.ndarray,
     because: np.ndarray,
-    kind: np.ndarray,
 ) -> None:
-    n_rows, n = chosen.shape
-    d = vectors.shape[1]
-    for row in prange(n_rows):
+    n = chosen.shape[1]
+    for row in range(start, stop):
         for i in range(n):
             item = chosen[row, i]
             if item < 0:
                 continue
-            best = np.float32(0.0)
+            best = 0.0
             for at in range(indptr[row], indptr[row + 1]):
                 other = indices[at]
                 if other == item:
                     continue
-                likeness = np.float32(0.0)
-                for f in range(d):
-                    likeness += vectors[item, f] * vectors[other, f]
+                likeness = inner(vectors[item], vectors[other])
                 if likeness > best:
                     best = likeness
-                    because[row, i] = other
-                    kind[row, i] = kinds[at]
+                    because[row, i] = at
 
 
 def similar_products(
-    models: list[tuple[np.ndarray, float]],
+    likeness: list[tuple[sp.csr_matrix, float]],
     *,
     products: pl.DataFrame,
     product_ids: pl.Series,
     k: int,
-    block_bytes: int,
-    progress: Progress,
 ) -> pl.DataFrame:
     """SIMILAR_PRODUCTS: for every product the k available ones most like it.
 
-    Likeness is the weighted sum of the cosines of the models' item vectors, so that a product
-    nobody bought yet is still found by its text.
+    Likeness is the weighted sum over models of how like two products are, so that a product nobody
+    bought yet is still found by its text.
 
     Args:
-        models: Item vectors `(n_items, d)`, zeros where unknown, each with its weight.
+        likeness: `(n_items, n_items)` float32 from 0 to 1, an entry per pair that is alike, each
+            with its weight.
         products: PRODUCTS.
-        product_ids: The order of the vectors' rows.
+        product_ids: The order of rows and columns.
         k: Rows a product, at most.
-        block_bytes: Memory for one block of scores.
-        progress: Told how far it is.
     """
-    if not models:
+    if not likeness:
         return pl.DataFrame(schema=SIMILAR_PRODUCTS)
-    vectors = np.hstack(
-        [np.float32(np.sqrt(weight)) * unit_rows(vectors) for vectors, weight in models]
-    )
-    eligible = available_items(products, product_ids)
-    best, cosine = nearest_items(
-        vectors, k=k, eligible=eligible, block_bytes=block_bytes, progress=progress
-    )
-    place = np.nonzero(best != NOTHING)
-    return (
-        pl.DataFrame(
-            {
-                "product_id": product_ids.gather(place[0]),
-                "position": place[1],
-                "similar_product_id": product_ids.gather(best[place]),
-                "score": cosine[place],
-            }
-        )
-        .sort(
-            "product_id",
-            "score",
-            "similar_product_id",
-            descending=[False, True, False],
-        )
-        .with_columns(rank=pl.int_range(1, pl.len() + 1, dtype=pl.Int32).over("product_id"))
-        .match_to_schema(SIMILAR_PRODUCTS, extra_columns="ignore")
-    )
+    total = sp.csr_matrix(sum(matrix.astype(np.float64) * weight for matrix, weight in likeness))
+    row = np.repeat(np.arange(len(product_ids)), np.diff(total.indptr))
+    # Left as entries that are zero, which come last and are cut off.
+    total.data[(total.indices == row) | ~available_items(products, product_ids)[total.indices]] = 0
+    nearest, score = largest_of_rows(total, k=k)
+    place = np.nonzero((nearest != NOTHING) & (score > 0))
+    return pl.DataFrame(
+        {
+            "product_id": product_ids.gather(place[0]),
+            "rank": (place[1] + 1).astype(np.int32),
+            "similar_product_id": product_ids.gather(nearest[place]),
+            "score": score[place],
+        }
+    ).match_to_schema(SIMILAR_PRODUCTS)

@@ -22,7 +22,9 @@ class SignalMatrix:
     empty rows and columns.
 
     Attributes:
-        weights: `(n_users, n_products)` float32, how much the user wants the product.
+        weights: `(n_users, n_products)` float32, how much the user wants the product today.
+        history: The same entries, as of each user's own last active day: it stays as it is until
+            the user does something, and so do lists that are made from it.
         kinds: Aligned with `weights.data`: the strongest thing the user did, one of
             `LOOKED_AT`, `PUT_IN_CART`, `BOUGHT`.
         trains_on_user: `(n_users,)` bool, false for outliers: they are served, but not learned
@@ -32,16 +34,44 @@ class SignalMatrix:
     user_ids: pl.Series
     product_ids: pl.Series
     weights: sp.csr_matrix
+    history: sp.csr_matrix
     kinds: np.ndarray
     trains_on_user: np.ndarray
+
+    def for_users(self, rows: np.ndarray) -> "SignalMatrix":
+        """The same with only these users, in this order."""
+        entries = sp.csr_matrix(
+            (np.arange(len(self.kinds)), self.weights.indices, self.weights.indptr),
+            shape=self.weights.shape,
+        )[rows]
+        weights, history = (
+            sp.csr_matrix((each.data[entries.data], entries.indices, entries.indptr), entries.shape)
+            for each in (self.weights, self.history)
+        )
+        return SignalMatrix(
+            user_ids=self.user_ids.gather(rows),
+            product_ids=self.product_ids,
+            weights=weights,
+            history=history,
+            kinds=self.kinds[entries.data],
+            trains_on_user=self.trains_on_user[rows],
+        )
 
     @property
     def training(self) -> sp.csr_matrix:
         """`weights` with the rows of outliers emptied, `(n_users, n_products)`."""
+        return self._without_outliers(self.weights)
+
+    @property
+    def training_history(self) -> sp.csr_matrix:
+        """`history` with the rows of outliers emptied, `(n_users, n_products)`."""
+        return self._without_outliers(self.history)
+
+    def _without_outliers(self, matrix: sp.csr_matrix) -> sp.csr_matrix:
         if self.trains_on_user.all():
-            return self.weights
+            return matrix
         keep = sp.diags_array(self.trains_on_user.astype(np.float32))
-        training = sp.csr_matrix(keep @ self.weights)
+        training = sp.csr_matrix(keep @ matrix)
         training.eliminate_zeros()
         return training
 
@@ -87,13 +117,13 @@ def build_signal_matrix(
         default=LOOKED_AT,
     ).astype(np.int8)
     indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(user_ids)))])
-    weights = sp.csr_matrix(
-        (
-            signals["weight"].to_numpy().astype(np.float32)[order],
-            columns[order].astype(np.int32),
-            indptr.astype(np.int32),
-        ),
-        shape=(len(user_ids), len(product_ids)),
+    indices, indptr = columns[order].astype(np.int32), indptr.astype(np.int32)
+    shape = (len(user_ids), len(product_ids))
+    weights, history = (
+        sp.csr_matrix(
+            (signals[column].to_numpy().astype(np.float32)[order], indices, indptr), shape=shape
+        )
+        for column in ("weight", "relative_weight")
     )
     trains_on_user = np.ones(len(user_ids), dtype=bool)
     trains_on_user[rows[~signals["is_training"].to_numpy()]] = False
@@ -101,6 +131,7 @@ def build_signal_matrix(
         user_ids=user_ids,
         product_ids=product_ids,
         weights=weights,
+        history=history,
         kinds=kinds[order],
         trains_on_user=trains_on_user,
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
+import polars as pl
 
 
 class WarehouseBusyError(RuntimeError):
@@ -46,3 +47,11 @@ class Warehouse:
             yield connection
         finally:
             connection.close()
+
+
+def read_table(
+    connection: duckdb.DuckDBPyConnection, table: str, frame: pl.Schema | None = None
+) -> pl.DataFrame:
+    """A whole table, or only the columns of a frame, in no stated order."""
+    columns = "*" if frame is None else ", ".join(frame.names())
+    return connection.sql(f"select {columns} from {table}").pl()

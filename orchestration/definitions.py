@@ -26,8 +26,8 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             [landing_assets, dbt_assets, model_assets, export_assets]
         ),
         asset_checks=dg.load_asset_checks_from_modules([checks]),
-        jobs=[schedules.daily_recommendations],
-        schedules=[schedules.nightly],
+        jobs=[schedules.daily_recommendations, schedules.refresh_recommendations],
+        schedules=[schedules.nightly, schedules.hourly],
         sensors=[schedules.new_landing_files],
         resources={
             "settings": settings,

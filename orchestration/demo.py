@@ -1,5 +1,6 @@
 """`make demo`: the whole line on the bundled shop, in one process, and where to look at it."""
 
+import argparse
 import os
 import shutil
 import sys
@@ -23,7 +24,10 @@ TITLES = """
 
 
 def main() -> int:
-    """Run `daily_recommendations`, print the results; 1 if the run failed."""
+    """Run a job, print the results; 1 if the run failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--job", default="daily_recommendations")
+    job = parser.parse_args().job
     settings = from_environment()
     dagster_home = Path(os.environ.setdefault("DAGSTER_HOME", str(settings.home / "dagster")))
     dagster_home.mkdir(parents=True, exist_ok=True)
@@ -36,7 +40,7 @@ def main() -> int:
 
     started = time.monotonic()
     with dg.DagsterInstance.get() as instance:
-        result = defs.resolve_job_def("daily_recommendations").execute_in_process(
+        result = defs.resolve_job_def(job).execute_in_process(
             instance=instance,
             raise_on_error=False,
             run_config={"loggers": {"short": {}}},

@@ -14,12 +14,37 @@ daily_recommendations = dg.define_asset_job(
     description="The whole line: landing files, dbt models, models, gates, publishing.",
 )
 
+# What learns, and what only looks back; everything else follows the shop from hour to hour.
+_LEARNED = dg.AssetSelection.assets(
+    ["ml", "item_factors"],
+    ["ml", "item_neighbours"],
+    ["ml", "product_vectors"],
+    ["ml", "content_neighbours"],
+    ["ml", "offline_metrics"],
+)
+
+refresh_recommendations = dg.define_asset_job(
+    "refresh_recommendations",
+    selection=dg.AssetSelection.all() - _LEARNED,
+    description="The line with the models it has: new events, and lists for whom they concern.",
+)
+
 nightly = dg.ScheduleDefinition(
     name="nightly",
     job=daily_recommendations,
     cron_schedule="0 3 * * *",
     execution_timezone="UTC",
     description="At 03:00 UTC, when yesterday's export has landed.",
+)
+
+
+hourly = dg.ScheduleDefinition(
+    name="hourly",
+    job=refresh_recommendations,
+    # Not at three, when the models are learned anew.
+    cron_schedule="0 0-2,4-23 * * *",
+    execution_timezone="UTC",
+    description="Every other hour of the day: what happened since, with the night's models.",
 )
 
 

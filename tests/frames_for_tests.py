@@ -1,24 +1,44 @@
 """Small shops, written out or drawn, in the shapes the marts have."""
 
+from typing import Any
+
 import numpy as np
 import polars as pl
 import scipy.sparse as sp
 
+from ml_assets.content import product_vectors, text_neighbours, tfidf
 from ml_assets.frames import POPULARITY, PRODUCTS, SIGNALS, USERS
+from ml_assets.item_item import ItemItemModel
+from ml_assets.model_tables import NEIGHBOURS, factor_frame, neighbour_frame
+from ml_assets.models import fit_model
+from ml_assets.signal_matrix import SignalMatrix
 
 SETTINGS = {
     "cf_model": "als",
+    "neighbours": 20,
+    "user_power": 0.9,
+    "source_power": 0.4,
+    "target_power": 0.4,
+    "shrinkage": 5.0,
     "factors": 8,
     "regularization": 0.1,
     "alpha": 10.0,
     "iterations": 15,
+    "content_neighbours": 20,
     "content_dimensions": 16,
     "w_cf": 0.7,
     "w_content": 0.3,
+    "top_n": 4,
+    "candidates": 6,
+    "users_per_part": 5,
     "evaluated_users": 1000,
     "block_bytes": 1 << 20,
     "seed": 0,
 }
+
+
+def quiet(_message: str) -> None:
+    """Progress nobody listens to."""
 
 
 def signals_of(pairs: list[tuple[str, str]], *, weight: float = 1.0, bought: bool = True):
@@ -28,6 +48,7 @@ def signals_of(pairs: list[tuple[str, str]], *, weight: float = 1.0, bought: boo
             "user_id": [user for user, _ in pairs],
             "product_id": [product for _, product in pairs],
             "weight": weight,
+            "relative_weight": weight,
             "n_carts": 0,
             "n_purchases": int(bought),
             "is_training": True,
@@ -100,3 +121,26 @@ def checkerboard(n: int) -> list[tuple[str, str]]:
 def random_csr_pattern(rng: np.random.Generator, shape: tuple[int, int], share: float):
     """A 0/1 matrix with about this share of ones."""
     return sp.csr_matrix((rng.random(shape) < share).astype(np.float32))
+
+
+def model_tables_of(
+    matrix: SignalMatrix, products: pl.DataFrame, settings: dict[str, Any]
+) -> dict[str, pl.DataFrame]:
+    """The four tables of models that `hybrid_of` reads, learned from the signals."""
+    texts = products.sort("product_id")["text"]
+    terms = tfidf(texts)
+    alike = text_neighbours(terms, k=settings["content_neighbours"])
+    model = fit_model(settings["cf_model"], matrix, settings=settings, seed=0)
+    ids, nothing = matrix.product_ids, np.zeros((len(texts), 1), np.float32)
+    factors, vectors, neighbours = nothing, nothing, pl.DataFrame(schema=NEIGHBOURS)
+    if isinstance(model, ItemItemModel):
+        neighbours = neighbour_frame(ids, model.follows, model.knows_item)
+    else:
+        factors = model.item_factors
+        vectors = product_vectors(texts, dimensions=settings["content_dimensions"], seed=0)
+    return {
+        "item_factors": factor_frame(ids, "product_id", factors, "factors"),
+        "item_neighbours": neighbours,
+        "vectors": factor_frame(ids, "product_id", vectors, "vector"),
+        "content_neighbours": neighbour_frame(ids, alike, np.diff(terms.indptr) > 0),
+    }

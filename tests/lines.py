@@ -19,10 +19,13 @@ class Line:
     settings: Settings
 
     def run(
-        self, selection: dg.AssetSelection | None = None, **config
+        self,
+        selection: dg.AssetSelection | None = None,
+        job_name: str = "daily_recommendations",
+        **config,
     ) -> dg.ExecuteInProcessResult:
-        """The daily job, or only the selected assets."""
-        job = build_definitions(self.settings).resolve_job_def("daily_recommendations")
+        """A job, or only the selected assets."""
+        job = build_definitions(self.settings).resolve_job_def(job_name)
         with dg.DagsterInstance.ephemeral() as instance:
             return job.execute_in_process(
                 instance=instance,

@@ -70,6 +70,7 @@ def test_the_table_has_a_row_per_model():
 
 
 DAY = date(2024, 6, 1)
+BACKTEST_SETTINGS = {**SETTINGS, "factors": 4, "iterations": 30}
 
 
 def run_backtest(**changes):
@@ -89,7 +90,7 @@ def run_backtest(**changes):
         "holdout_from": DAY,
         "as_of": date(2024, 6, 29),
         "k": 1,
-        "settings": {**SETTINGS, "factors": 4, "iterations": 30},
+        "settings": BACKTEST_SETTINGS,
         "progress": lambda _: None,
     }
     return backtest(**{**arguments, **changes})
@@ -99,19 +100,20 @@ def value(metrics, model, metric="recall@1"):
     return metrics.filter((pl.col("model") == model) & (pl.col("metric") == metric))["value"][0]
 
 
-def test_a_backtest_measures_baselines_models_and_hybrid_side_by_side():
-    metrics, skipped = run_backtest()
+@pytest.mark.parametrize("cf_model", ["als", "item_item"])
+def test_a_backtest_measures_baselines_models_and_hybrid_side_by_side(cf_model):
+    metrics, skipped = run_backtest(settings={**BACKTEST_SETTINGS, "cf_model": cf_model})
 
     assert metrics.schema == METRICS and not skipped
     assert metrics["model"].unique(maintain_order=True).to_list() == [
         "random",
         "popular",
         "popular_28_days",
-        "als",
+        cf_model,
         "content",
         "hybrid",
     ]
-    assert value(metrics, "als") == value(metrics, "hybrid") == 1
+    assert value(metrics, cf_model) == value(metrics, "hybrid") == 1
     assert value(metrics, "random") < 1
     assert set(metrics["fold"]) == {"2024-06-01/2024-06-29"}
     assert set(metrics["n_users"]) == {12}

@@ -1,13 +1,25 @@
 """What every model owes, and what each one does."""
 
+from dataclasses import fields
+
 import numpy as np
 import polars as pl
 import pytest
+import scipy.sparse as sp
 from frames_for_tests import SETTINGS, checkerboard, signals_of
 from polars.testing import assert_series_equal
+from references import history_scores, inner_products
 
-from ml_assets.content import product_vectors
-from ml_assets.models import MODELS, fit_model, user_profiles
+from ml_assets import content
+from ml_assets.content import product_vectors, text_neighbours, tfidf
+from ml_assets.item_item import ItemItemModel
+from ml_assets.models import (
+    MODELS,
+    als_user_factors,
+    content_by_history,
+    fit_model,
+    user_profiles,
+)
 from ml_assets.signal_matrix import (
     BOUGHT,
     LOOKED_AT,
@@ -31,69 +43,190 @@ def fit(name, matrix, seed=0):
     return fit_model(name, matrix, settings=settings, seed=seed)
 
 
-def test_the_one_item_held_out_from_each_user_scores_highest_of_the_new_ones():
+LEARNERS = ["als", "item_item"]
+
+
+def scores_of(model):
+    """What a model of either family says of every pair, `(n_users, n_items)`."""
+    if isinstance(model, ItemItemModel):
+        return history_scores(model)
+    return inner_products(model.user_factors, model.item_factors)
+
+
+def arrays_of(model):
+    """Everything a model is made of, dense."""
+    parts = (getattr(model, field.name) for field in fields(model))
+    return [part.toarray() if sp.issparse(part) else part for part in parts]
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_the_one_item_held_out_from_each_user_scores_highest_of_the_new_ones(name):
     matrix = matrix_of(checkerboard(20))
 
-    model = fit("als", matrix)
+    scores = scores_of(fit(name, matrix))
 
-    scores = model.user_factors @ model.item_factors.T
     scores[matrix.touched.toarray() > 0] = -np.inf
     assert scores.argmax(axis=1).tolist() == list(range(20))
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_every_model_gives_the_same_factors_for_the_same_input_in_another_order(name):
+def test_every_model_is_the_same_for_the_same_input_in_another_order(name):
     pairs = checkerboard(12)
     first, second = fit(name, matrix_of(pairs)), fit(name, matrix_of(pairs[::-1]))
 
-    assert (first.user_factors == second.user_factors).all()
-    assert (first.item_factors == second.item_factors).all()
+    for one, other in zip(arrays_of(first), arrays_of(second), strict=True):
+        assert (one == other).all()
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_every_model_has_a_row_for_every_user_and_product(name):
+def test_every_model_has_a_score_for_every_user_and_product(name):
     matrix = matrix_of(checkerboard(6), users=["cold"], products=["new"])
 
     model = fit(name, matrix)
 
-    assert len(model.user_factors) == len(model.knows_user) == len(matrix.user_ids)
-    assert len(model.item_factors) == len(model.knows_item) == len(matrix.product_ids)
-    assert np.isfinite(model.user_factors).all() and np.isfinite(model.item_factors).all()
+    shape = (len(matrix.user_ids), len(matrix.product_ids))
+    assert scores_of(model).shape == (len(model.knows_user), len(model.knows_item)) == shape
+    assert np.isfinite(scores_of(model)).all()
 
 
-def test_als_has_no_opinion_about_users_and_products_it_never_saw():
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_model_can_be_cut_to_some_users(name):
+    model = fit(name, matrix_of(checkerboard(6), users=["cold"]))
+    some = np.array([6, 2, 0])
+
+    cut = model.for_users(some)
+
+    assert (scores_of(cut) == scores_of(model)[some]).all()
+    assert (cut.knows_user == model.knows_user[some]).all()
+    assert (cut.knows_item == model.knows_item).all()
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_model_has_no_opinion_about_users_and_products_it_never_saw(name):
     matrix = matrix_of(checkerboard(6), users=["cold"], products=["new"])
 
-    model = fit("als", matrix)
+    model = fit(name, matrix)
 
     assert matrix.user_ids.filter(~pl.Series(model.knows_user)).to_list() == ["cold"]
     assert matrix.product_ids.filter(~pl.Series(model.knows_item)).to_list() == ["new"]
 
 
-def test_als_does_not_learn_from_an_outlier_but_scores_them():
-    pairs = checkerboard(12)
-    signals = signals_of(pairs).with_columns(is_training=pl.col("user_id") != "000")
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_model_does_not_learn_from_an_outlier_but_scores_them(name):
+    signals = signals_of(checkerboard(12)).with_columns(is_training=pl.col("user_id") != "000")
+    ids = {"user_ids": signals["user_id"], "product_ids": signals["product_id"]}
+    more = signals_of([("000", "001"), ("000", "003")]).with_columns(is_training=pl.lit(False))
+
+    with_outlier = fit(name, build_signal_matrix(signals, **ids))
+    with_more = fit(name, build_signal_matrix(pl.concat([signals, more]), **ids))
+
+    assert with_outlier.knows_user.all() and scores_of(with_outlier)[0].any()
+    learned = "follows" if name == "item_item" else "item_factors"
+    assert (getattr(with_outlier, learned) != getattr(with_more, learned)).sum() == 0
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize(
+    "pairs", [[], [("u", "p")], [("u", "p"), ("u", "q")], [("u", "p"), ("v", "p")]]
+)
+def test_a_model_says_what_it_lacks_when_there_is_one_user_or_one_product(name, pairs):
+    with pytest.raises(TooLittleDataError, match="two users and two products"):
+        fit(name, matrix_of(pairs, users=["u"], products=["p"]))
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_what_a_user_is_scored_from_stays_as_it_is_while_only_time_passes(name):
+    signals = signals_of(checkerboard(8), weight=2.0)
     ids = {"user_ids": signals["user_id"], "product_ids": signals["product_id"]}
 
-    with_outlier = fit("als", build_signal_matrix(signals, **ids))
-    more = pl.concat(
-        [
-            signals,
-            signals_of([("000", "001"), ("000", "003")]).with_columns(is_training=pl.lit(False)),
-        ]
+    today = fit(name, build_signal_matrix(signals, **ids))
+    tomorrow = build_signal_matrix(signals.with_columns(pl.col("weight") / 2), **ids)
+
+    if name == "item_item":
+        assert (fit(name, tomorrow).history != today.history).nnz == 0
+    else:
+        kept = als_user_factors(today.item_factors, tomorrow.history, settings=SETTINGS)
+        assert (kept == today.user_factors).all()
+
+
+def test_the_vector_of_an_als_user_does_not_depend_on_other_users():
+    rng = np.random.default_rng(0)
+    items = rng.standard_normal((30, 8)).astype(np.float32)
+    history = sp.csr_matrix(sp.random_array((20, 30), density=0.3, rng=rng, dtype=np.float32))
+
+    whole = als_user_factors(items, history, settings=SETTINGS)
+
+    for some in (np.array([7]), np.array([19, 0, 3])):
+        alone = als_user_factors(items, history[some], settings=SETTINGS)
+        assert (alone == whole[some]).all()
+
+
+def test_an_als_user_without_history_has_no_vector():
+    items = np.ones((2, 3), np.float32)
+
+    vectors = als_user_factors(items, sp.csr_matrix((1, 2), dtype=np.float32), settings=SETTINGS)
+
+    assert vectors.tolist() == [[0, 0, 0]]
+
+
+def item_item_by_hand(history, today, *, p, q, r, shrinkage):
+    """W[j, i] = d_j^-q d_i^-r t_i sum over u of d_u^-p h_uj w_ui, dense, as the formula reads."""
+    h = np.sqrt(history)
+    d_user, d_item = h.sum(axis=1), h.sum(axis=0) / h[h > 0].mean() + shrinkage
+    left = today.sum(axis=0) / history.sum(axis=0)
+    follows = (h * d_user[:, None] ** -p).T @ today
+    np.fill_diagonal(follows, 0)
+    return d_item[:, None] ** -q * follows * (d_item**-r * left)
+
+
+def test_the_item_item_model_is_its_formula():
+    rng = np.random.default_rng(1)
+    pairs = [(u, p) for u in "uvwxyz" for p in "abcde" if rng.random() < 0.6]
+    signals = signals_of(pairs).with_columns(
+        weight=pl.Series(rng.uniform(0.1, 1, len(pairs))),
+        relative_weight=pl.Series(rng.uniform(1, 2, len(pairs))),
     )
-    with_more = fit("als", build_signal_matrix(more, **ids))
+    matrix = build_signal_matrix(
+        signals, user_ids=signals["user_id"], product_ids=signals["product_id"]
+    )
 
-    assert with_outlier.knows_user.all() and with_outlier.user_factors[0].any()
-    assert (with_outlier.item_factors == with_more.item_factors).all()
+    model = fit("item_item", matrix)
+
+    expected = item_item_by_hand(
+        matrix.history.toarray().astype(float),
+        matrix.weights.toarray().astype(float),
+        p=SETTINGS["user_power"],
+        q=SETTINGS["source_power"],
+        r=SETTINGS["target_power"],
+        shrinkage=SETTINGS["shrinkage"],
+    )
+    np.testing.assert_allclose(model.follows.toarray(), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        model.history.toarray(), np.sqrt(matrix.history.toarray()), rtol=1e-6
+    )
 
 
-@pytest.mark.parametrize(
-    "pairs", [[("u", "p")], [("u", "p"), ("u", "q")], [("u", "p"), ("v", "p")]]
-)
-def test_als_says_what_it_lacks_when_there_is_one_user_or_one_product(pairs):
-    with pytest.raises(TooLittleDataError, match="two users and two products"):
-        fit("als", matrix_of(pairs))
+def test_the_item_item_model_keeps_as_many_neighbours_as_it_is_told():
+    matrix = matrix_of(checkerboard(12))
+
+    model = fit_model("item_item", matrix, settings={**SETTINGS, "neighbours": 2}, seed=0)
+
+    assert set(np.diff(model.follows.indptr)) == {2}
+
+
+def test_what_goes_out_of_season_is_proposed_less():
+    signals = signals_of([(user, product) for user in "uvw" for product in "abc"])
+    faded = pl.when(pl.col("product_id") == "c").then(0.1).otherwise("weight")
+    matrix = build_signal_matrix(
+        signals.with_columns(weight=faded),
+        user_ids=pl.Series("u", list("uvw")),
+        product_ids=pl.Series("p", list("abc")),
+    )
+
+    follows = fit("item_item", matrix).follows.toarray()
+
+    # Once for the weights of today, once for the share of the history that is left.
+    assert follows[0, 2] == pytest.approx(0.1 * 0.1 * follows[0, 1])
 
 
 def test_a_model_nobody_registered_is_refused_by_name():
@@ -125,6 +258,57 @@ def test_a_user_who_touched_only_products_without_text_has_no_profile():
     profile = user_profiles(matrix, np.zeros((1, 2), np.float32))
 
     assert not profile.knows_user.any() and not profile.user_factors.any()
+
+
+def test_a_product_follows_from_those_whose_texts_are_most_like_it():
+    # Rows of length one. c is most like b, and b most like a: kept by the one that follows.
+    terms = sp.csr_matrix(np.array([[1, 0], [0.8, 0.6], [0, 1], [0, 0]], np.float32))
+
+    follows = text_neighbours(terms, k=1)
+
+    assert follows.toarray() == pytest.approx(
+        np.array([[0, 0.8, 0, 0], [0.8, 0, 0.6, 0], [0] * 4, [0] * 4])
+    )
+    assert follows.has_sorted_indices
+
+
+def test_texts_become_rows_of_length_one_and_no_text_an_empty_row():
+    terms = tfidf(pl.Series(["red lamp", None, "red mug", ""]))
+
+    lengths = np.linalg.norm(terms.toarray(), axis=1)
+    assert lengths == pytest.approx(np.array([1, 0, 1, 0]))
+    # "red" is in both and says less than the word that is in one.
+    assert 0 < (terms @ terms.T)[0, 2] < 0.5
+
+
+def test_a_word_that_thousands_of_products_have_says_nothing(monkeypatch):
+    monkeypatch.setattr(content, "MOST_PRODUCTS_OF_A_TERM", 3)
+    texts = pl.Series([f"thing {word}" for word in ("red", "red", "blue", "blue")])
+
+    alike = text_neighbours(tfidf(texts), k=3).toarray()
+
+    # "thing" is in four.
+    assert (alike > 0).tolist() == [
+        [False, True, False, False],
+        [True, False, False, False],
+        [False, False, False, True],
+        [False, False, True, False],
+    ]
+
+
+def test_content_by_history_knows_products_like_others_and_users_who_touched_one():
+    matrix = matrix_of(
+        [("u", "lamp"), ("v", "plain")], products=["lamp two"], users=["cold"], weight=4.0
+    )
+    alike = sp.csr_matrix(np.array([[0, 0.5, 0], [0.5, 0, 0], [0, 0, 0]], np.float32))
+
+    model = content_by_history(matrix, alike)
+
+    assert matrix.product_ids.to_list() == ["lamp", "lamp two", "plain"]
+    assert model.knows_item.tolist() == [True, True, False]
+    assert matrix.user_ids.filter(pl.Series(model.knows_user)).to_list() == ["u"]
+    # A weight of 4 counts for its square root.
+    assert history_scores(model)[1].tolist() == [0, 2 * 0.5, 0]
 
 
 def test_titles_with_words_in_common_are_closer_than_others():
@@ -179,6 +363,39 @@ def test_the_strongest_thing_a_user_did_is_kept():
     assert matrix.kinds.tolist() == [BOUGHT, PUT_IN_CART, LOOKED_AT]
     assert matrix.bought.toarray().tolist() == [[1, 0, 0]]
     assert matrix.touched.toarray().tolist() == [[1, 1, 1]]
+
+
+def test_weight_is_of_today_and_history_of_the_users_last_active_day():
+    signals = signals_of([("u", "p"), ("u", "q"), ("v", "p")]).with_columns(
+        weight=pl.Series([1.0, 2.0, 4.0]), relative_weight=pl.Series([3.0, 6.0, 5.0])
+    )
+
+    matrix = build_signal_matrix(
+        signals, user_ids=signals["user_id"], product_ids=signals["product_id"]
+    )
+
+    assert matrix.weights.toarray().tolist() == [[1, 2], [4, 0]]
+    assert matrix.history.toarray().tolist() == [[3, 6], [5, 0]]
+
+
+def test_a_matrix_can_be_cut_to_some_users_in_any_order():
+    signals = signals_of([("u", "p"), ("u", "q"), ("v", "p"), ("w", "q")]).with_columns(
+        weight=pl.Series([1.0, 2.0, 4.0, 8.0]),
+        relative_weight=pl.Series([3.0, 6.0, 5.0, 7.0]),
+        n_purchases=pl.Series([0, 1, 1, 0], dtype=pl.Int32),
+        is_training=pl.col("user_id") != "w",
+    )
+    whole = build_signal_matrix(
+        signals, user_ids=signals["user_id"], product_ids=signals["product_id"]
+    )
+
+    cut = whole.for_users(np.array([2, 0]))
+
+    assert cut.user_ids.to_list() == ["w", "u"]
+    assert cut.weights.toarray().tolist() == [[0, 8], [1, 2]]
+    assert cut.history.toarray().tolist() == [[0, 7], [3, 6]]
+    assert cut.bought.toarray().tolist() == [[0, 0], [0, 1]]
+    assert cut.trains_on_user.tolist() == [False, True]
 
 
 def test_a_signal_about_a_product_outside_the_catalogue_is_named():

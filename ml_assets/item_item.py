@@ -1,0 +1,618 @@
+"""Item-item models: which products follow from which, and every user's best by them.
+
+A model is a sparse matrix W: having touched product j speaks for product i with W[j, i]. A user's
+score for i is the sum over their history of weight x W[j, i]. Both building W and scoring walk
+along sparse rows and add into one array of n_items numbers a thread, so memory grows with the
+products and time with the events, never with users x products.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import scipy.sparse as sp
+from numba import njit
+
+from ml_assets.threads import over_blocks, run_over_blocks
+
+NOTHING = -1
+
+
+@dataclass(frozen=True)
+class ItemItemModel:
+    """Scores as `history @ follows`.
+
+    Attributes:
+        history: `(n_users, n_items)` float32, what each user touched and how much it counts; the
+            scale of a row does not matter.
+        follows: `(n_items, n_items)` float32 > 0, row j: the products that follow from j.
+        knows_user: `(n_users,)` bool, whether the model has an opinion about the user at all.
+        knows_item: `(n_items,)` bool, likewise.
+    """
+
+    history: sp.csr_matrix
+    follows: sp.csr_matrix
+    knows_user: np.ndarray
+    knows_item: np.ndarray
+
+    def for_users(self, rows: np.ndarray) -> "ItemItemModel":
+        """The same model with only these users, in this order."""
+        return replace(
+            self, history=sp.csr_matrix(self.history[rows]), knows_user=self.knows_user[rows]
+        )
+
+
+def largest_products(
+    sources: sp.csr_matrix,
+    targets: sp.csr_matrix,
+    *,
+    source_scale: np.ndarray,
+    target_scale: np.ndarray,
+    k: int,
+) -> sp.csr_matrix:
+    """The k largest entries of each row of `diag(source_scale) S' T diag(target_scale)`.
+
+    The product is never held: a row of it is added up, its best are picked, and it is cleared.
+    Time is the sum over users of products(S) x products(T).
+
+    Args:
+        sources: S, `(n_users, n_items)` float32 >= 0.
+        targets: T, likewise.
+        source_scale: `(n_items,)` float32 >= 0.
+        target_scale: `(n_items,)` float32 >= 0.
+        k: Most entries a row.
+
+    Returns:
+        `(n_items, n_items)` float32, indices sorted, the diagonal left out, ties by the lower
+        index.
+    """
+    by_item = sources.tocsc()
+    by_item.sort_indices()
+    n_items = by_item.shape[1]
+    width = min(k, n_items)
+    index = np.empty((n_items, width), dtype=np.int32)
+    weight = np.empty((n_items, width), dtype=np.float32)
+    n_found = np.zeros(n_items, dtype=np.int32)
+
+    def work(start: int, stop: int, own: tuple[np.ndarray, np.ndarray]) -> None:
+        _nearest(
+            start,
+            stop,
+            by_item.indptr,
+            by_item.indices,
+            by_item.data,
+            targets.indptr,
+            targets.indices,
+            targets.data,
+            source_scale,
+            target_scale,
+            *own,
+            index,
+            weight,
+            n_found,
+        )
+
+    for _ in over_blocks(
+        work,
+        n_items,
+        rows_per_block=256,
+        scratch=lambda: (np.zeros(n_items, np.float32), np.empty(n_items, np.int32)),
+    ):
+        pass
+    return rows_of(index, weight, n_found)
+
+
+def rows_of(index: np.ndarray, weight: np.ndarray, n_found: np.ndarray) -> sp.csr_matrix:
+    """A square matrix from the first `n_found[i]` entries of each row, indices sorted."""
+    n_items, width = index.shape
+    is_there = np.arange(width) < n_found[:, None]
+    indptr = np.concatenate([[0], np.cumsum(n_found)]).astype(np.int32)
+    matrix = sp.csr_matrix((weight[is_there], index[is_there], indptr), shape=(n_items, n_items))
+    matrix.sort_indices()
+    return matrix
+
+
+@njit(cache=True, nogil=True)
+def _push(
+    value: float, item: int, heap_value: np.ndarray, heap_item: np.ndarray, n_heap: int
+) -> int:
+    """Offer an item to a heap of the best; its root is the worst: lowest value, highest item."""
+    k = len(heap_value)
+    if n_heap < k:
+        at = n_heap
+        n_heap += 1
+        while at > 0:
+            parent = (at - 1) >> 1
+            if heap_value[parent] < value or (
+                heap_value[parent] == value and heap_item[parent] > item
+            ):
+                break
+            heap_value[at] = heap_value[parent]
+            heap_item[at] = heap_item[parent]
+            at = parent
+        heap_value[at] = value
+        heap_item[at] = item
+        return n_heap
+    if value < heap_value[0] or (value == heap_value[0] and item > heap_item[0]):
+        return n_heap
+    at = 0
+    while True:
+        child = 2 * at + 1
+        if child >= k:
+            break
+        other = child + 1
+        if other < k and (
+            heap_value[other] < heap_value[child]
+            or (heap_value[other] == heap_value[child] and heap_item[other] > heap_item[child])
+        ):
+            child = other
+        if heap_value[child] > value or (heap_value[child] == value and heap_item[child] < item):
+            break
+        heap_value[at] = heap_value[child]
+        heap_item[at] = heap_item[child]
+        at = child
+    heap_value[at] = value
+    heap_item[at] = item
+    return n_heap
+
+
+@njit(cache=True, nogil=True)
+def _nearest(
+    start: int,
+    stop: int,
+    column_indptr: np.ndarray,
+    column_users: np.ndarray,
+    column_weights: np.ndarray,
+    row_indptr: np.ndarray,
+    row_items: np.ndarray,
+    row_weights: np.ndarray,
+    source_scale: np.ndarray,
+    target_scale: np.ndarray,
+    total: np.ndarray,
+    touched: np.ndarray,
+    index: np.ndarray,
+    weight: np.ndarray,
+    n_found: np.ndarray,
+) -> None:
+    k = index.shape[1]
+    heap_value = np.empty(k, dtype=np.float32)
+    heap_item = np.empty(k, dtype=np.int32)
+    for source in range(start, stop):
+        n_touched = 0
+        for at in range(column_indptr[source], column_indptr[source + 1]):
+            user = column_users[at]
+            amount = column_weights[at]
+            for place in range(row_indptr[user], row_indptr[user + 1]):
+                item = row_items[place]
+                gain = amount * row_weights[place]
+                # A gain of zero would leave the total at zero, and the item be noted again.
+                if total[item] == 0 and gain > 0:
+                    touched[n_touched] = item
+                    n_touched += 1
+                total[item] += gain
+        n_heap = 0
+        for i in range(n_touched):
+            item = touched[i]
+            value = total[item] * target_scale[item]
+            total[item] = 0
+            if item != source and value > 0:
+                n_heap = _push(value, item, heap_value, heap_item, n_heap)
+        for i in range(n_heap):
+            index[source, i] = heap_item[i]
+            weight[source, i] = heap_value[i] * source_scale[source]
+        n_found[source] = n_heap
+
+
+def largest_of_rows(matrix: sp.csr_matrix, *, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k largest entries of each row, ties by the lower column.
+
+    Returns:
+        `(n_rows, k)` int32 columns, best first, `NOTHING` where there are no more, and
+        `(n_rows, k)` values.
+    """
+    column = np.full((matrix.shape[0], k), NOTHING, dtype=np.int32)
+    value = np.zeros((matrix.shape[0], k), dtype=matrix.data.dtype)
+
+    def work(start: int, stop: int, _: None) -> None:
+        _largest(start, stop, matrix.indptr, matrix.indices, matrix.data, column, value)
+
+    run_over_blocks(work, matrix.shape[0], rows_per_block=4096)
+    return column, value
+
+
+@njit(cache=True, nogil=True)
+def _largest(
+    start: int,
+    stop: int,
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    data: np.ndarray,
+    column: np.ndarray,
+    value: np.ndarray,
+) -> None:
+    k = column.shape[1]
+    heap_value = np.empty(k, dtype=data.dtype)
+    heap_item = np.empty(k, dtype=np.int32)
+    for row in range(start, stop):
+        n_heap = 0
+        for at in range(indptr[row], indptr[row + 1]):
+            n_heap = _push(data[at], indices[at], heap_value, heap_item, n_heap)
+        _sort_best_first(heap_value, heap_item, n_heap)
+        for i in range(n_heap):
+            column[row, i] = heap_item[i]
+            value[row, i] = heap_value[i]
+
+
+@njit(cache=True, nogil=True)
+def _sort_best_first(values: np.ndarray, items: np.ndarray, n: int) -> None:
+    # Insertion sort: lists are short.
+    for i in range(1, n):
+        value = values[i]
+        item = items[i]
+        at = i
+        while at > 0 and (
+            values[at - 1] < value or (values[at - 1] == value and items[at - 1] > item)
+        ):
+            values[at] = values[at - 1]
+            items[at] = items[at - 1]
+            at -= 1
+        values[at] = value
+        items[at] = item
+
+
+@dataclass(frozen=True)
+class ScaledLists:
+    """The best products of every user by one or two item-item models.
+
+    Attributes:
+        items: `(n_users, k)` int32, best first, `NOTHING` where the products ran out.
+        score: `(n_users, k)` float64, the weighted sum of the z-scores.
+        parts: `(n_models, n_users, k)` float64 z-scores, NaN where the model has no opinion.
+        inverse_deviation: `(n_models, n_users)` float64, 0 for no opinion about the user.
+    """
+
+    items: np.ndarray
+    score: np.ndarray
+    parts: np.ndarray
+    inverse_deviation: np.ndarray
+
+
+def best_by_history(
+    models: list[tuple[ItemItemModel, float]],
+    *,
+    k: int,
+    exclude: sp.csr_matrix,
+    eligible: np.ndarray,
+    progress: Callable[[str], None],
+) -> ScaledLists:
+    """The k best products of every user by the weighted sum of the models' z-scores.
+
+    Scores are put on one scale per user: mean and deviation over all products the model knows,
+    most of which get 0. A product that no model arrives at from the user's history is not
+    proposed. All arithmetic is in double precision and in the order of the user's history, so
+    that a user's list does not depend on who else is scored.
+
+    Args:
+        models: One or two, each with its weight; over the same users and items.
+        k: Items a user.
+        exclude: `(n_users, n_items)`, an entry is a product not to propose.
+        eligible: `(n_items,)` bool.
+        progress: Told how many users are done.
+
+    Raises:
+        ValueError: for more than two models.
+    """
+    if not 1 <= len(models) <= 2:
+        raise ValueError(f"one or two item-item models can be blended, got {len(models)}")
+    n_users, n_items = exclude.shape
+    (one, w_one), (two, w_two) = models[0], models[-1] if len(models) == 2 else (None, 0.0)
+    if two is None:
+        two = replace(
+            one,
+            follows=sp.csr_matrix((n_items, n_items), dtype=np.float32),
+            knows_item=np.zeros(n_items, dtype=bool),
+        )
+    lists = ScaledLists(
+        items=np.full((n_users, k), NOTHING, dtype=np.int32),
+        score=np.full((n_users, k), -np.inf),
+        parts=np.full((2, n_users, k), np.nan),
+        inverse_deviation=np.zeros((2, n_users)),
+    )
+
+    def work(start: int, stop: int, own: tuple[np.ndarray, ...]) -> None:
+        _best(
+            start,
+            stop,
+            *(array for model in (one, two) for array in _arrays(model)),
+            w_one,
+            w_two,
+            exclude.indptr,
+            exclude.indices,
+            eligible,
+            *own,
+            lists.items,
+            lists.score,
+            lists.parts,
+            lists.inverse_deviation,
+        )
+
+    def scratch() -> tuple[np.ndarray, ...]:
+        return (
+            np.zeros((n_items, 2)),
+            np.empty(n_items),
+            np.empty(n_items),
+            np.empty(n_items, np.int32),
+            np.zeros(n_items, np.bool_),
+        )
+
+    for done in over_blocks(work, n_users, rows_per_block=4096, scratch=scratch):
+        progress(f"scored {done:,} of {n_users:,} users")
+    n = len(models)
+    return replace(lists, parts=lists.parts[:n], inverse_deviation=lists.inverse_deviation[:n])
+
+
+def _arrays(model: ItemItemModel) -> tuple[np.ndarray, ...]:
+    history, follows = model.history, model.follows
+    return (
+        history.indptr,
+        history.indices,
+        history.data,
+        follows.indptr,
+        follows.indices,
+        follows.data,
+        model.knows_user,
+        model.knows_item,
+    )
+
+
+@njit(cache=True, nogil=True)
+def _add_up(
+    begin: int,
+    end: int,
+    items: np.ndarray,
+    weights: np.ndarray,
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    data: np.ndarray,
+    side: int,
+    total: np.ndarray,
+    touched: np.ndarray,
+    n_touched: int,
+) -> int:
+    """Add one user's history times the model into a column of `total`; note what it arrives at."""
+    for at in range(begin, end):
+        source = items[at]
+        amount = float(weights[at])
+        for place in range(indptr[source], indptr[source + 1]):
+            item = indices[place]
+            gain = amount * data[place]
+            if total[item, 0] == 0 and total[item, 1] == 0 and gain > 0:
+                touched[n_touched] = item
+                n_touched += 1
+            total[item, side] += gain
+    return n_touched
+
+
+@njit(cache=True, nogil=True)
+def _inverse_deviation(sums: np.ndarray, n_touched: int, n_known: int) -> tuple[float, float]:
+    """Mean and 1 / deviation over the known products; those not touched have 0."""
+    if n_known == 0:
+        return 0.0, 0.0
+    sum_of = sum_of_squares = 0.0
+    for i in range(n_touched):
+        sum_of += sums[i]
+        sum_of_squares += sums[i] * sums[i]
+    mean = sum_of / n_known
+    variance = sum_of_squares / n_known - mean * mean
+    if not variance > 1e-12 * sum_of_squares / n_known:
+        return mean, 0.0
+    return mean, 1.0 / np.sqrt(variance)
+
+
+@njit(cache=True, nogil=True)
+def _best(
+    start: int,
+    stop: int,
+    one_history_indptr: np.ndarray,
+    one_history_items: np.ndarray,
+    one_history_weights: np.ndarray,
+    one_indptr: np.ndarray,
+    one_indices: np.ndarray,
+    one_data: np.ndarray,
+    one_knows_user: np.ndarray,
+    one_knows_item: np.ndarray,
+    two_history_indptr: np.ndarray,
+    two_history_items: np.ndarray,
+    two_history_weights: np.ndarray,
+    two_indptr: np.ndarray,
+    two_indices: np.ndarray,
+    two_data: np.ndarray,
+    two_knows_user: np.ndarray,
+    two_knows_item: np.ndarray,
+    w_one: float,
+    w_two: float,
+    exclude_indptr: np.ndarray,
+    exclude_items: np.ndarray,
+    eligible: np.ndarray,
+    total: np.ndarray,
+    one: np.ndarray,
+    two: np.ndarray,
+    touched: np.ndarray,
+    is_excluded: np.ndarray,
+    items: np.ndarray,
+    score: np.ndarray,
+    parts: np.ndarray,
+    inverse_deviation: np.ndarray,
+) -> None:
+    k = items.shape[1]
+    heap_value = np.empty(k)
+    heap_key = np.empty(k, dtype=np.int64)
+    n_one = one_knows_item.sum()
+    n_two = two_knows_item.sum()
+    for user in range(start, stop):
+        n_touched = 0
+        if one_knows_user[user]:
+            n_touched = _add_up(
+                one_history_indptr[user],
+                one_history_indptr[user + 1],
+                one_history_items,
+                one_history_weights,
+                one_indptr,
+                one_indices,
+                one_data,
+                0,
+                total,
+                touched,
+                n_touched,
+            )
+        if two_knows_user[user]:
+            n_touched = _add_up(
+                two_history_indptr[user],
+                two_history_indptr[user + 1],
+                two_history_items,
+                two_history_weights,
+                two_indptr,
+                two_indices,
+                two_data,
+                1,
+                total,
+                touched,
+                n_touched,
+            )
+        # Side by side from here on: each item's two sums are looked up in the large array once.
+        for i in range(n_touched):
+            item = touched[i]
+            one[i] = total[item, 0]
+            two[i] = total[item, 1]
+            total[item, 0] = 0.0
+            total[item, 1] = 0.0
+        mean_one, inverse_one = _inverse_deviation(one, n_touched, n_one)
+        mean_two, inverse_two = _inverse_deviation(two, n_touched, n_two)
+        inverse_deviation[0, user] = inverse_one
+        inverse_deviation[1, user] = inverse_two
+        for at in range(exclude_indptr[user], exclude_indptr[user + 1]):
+            is_excluded[exclude_items[at]] = True
+        n_heap = 0
+        for i in range(n_touched):
+            item = touched[i]
+            value = 0.0
+            if one_knows_item[item]:
+                value += w_one * ((one[i] - mean_one) * inverse_one)
+            if two_knows_item[item]:
+                value += w_two * ((two[i] - mean_two) * inverse_two)
+            if n_heap == k and value < heap_value[0]:
+                continue
+            if eligible[item] and not is_excluded[item]:
+                # The item and its place in one number, which orders as the items do.
+                key = (np.int64(item) << 32) | i
+                n_heap = _push(value, key, heap_value, heap_key, n_heap)
+        for at in range(exclude_indptr[user], exclude_indptr[user + 1]):
+            is_excluded[exclude_items[at]] = False
+        _sort_best_first(heap_value, heap_key, n_heap)
+        for i in range(n_heap):
+            item = heap_key[i] >> 32
+            place = heap_key[i] & 0xFFFFFFFF
+            items[user, i] = item
+            score[user, i] = heap_value[i]
+            if one_knows_item[item] and one_knows_user[user]:
+                parts[0, user, i] = (one[place] - mean_one) * inverse_one
+            if two_knows_item[item] and two_knows_user[user]:
+                parts[1, user, i] = (two[place] - mean_two) * inverse_two
+
+
+def because_by_history(
+    models: list[tuple[ItemItemModel, float]],
+    inverse_deviation: np.ndarray,
+    chosen: np.ndarray,
+) -> np.ndarray:
+    """The product in a user's history that has the largest share in each chosen one's score.
+
+    Args:
+        models: As in `best_by_history`; both have the same history.
+        inverse_deviation: `(n_models, n_users)`, from its result.
+        chosen: `(n_users, n)` int32 items, `NOTHING` for none.
+
+    Returns:
+        `(n_users, n)` int64 positions in the history's arrays, `NOTHING` where no product has a
+        share. A product is never its own reason; ties go to the lower item.
+    """
+    n_users, n_items = models[0][0].history.shape
+    because = np.full(chosen.shape, NOTHING, dtype=np.int64)
+    (one, w_one), (two, w_two) = models[0], models[-1] if len(models) == 2 else (None, 0.0)
+    if two is None:
+        two = replace(one, follows=sp.csr_matrix((n_items, n_items), dtype=np.float32))
+        inverse_deviation = np.vstack([inverse_deviation, np.zeros(n_users)])
+
+    def work(start: int, stop: int, place_of_item: np.ndarray) -> None:
+        _because(
+            start,
+            stop,
+            one.history.indptr,
+            one.history.indices,
+            one.history.data,
+            one.follows.indptr,
+            one.follows.indices,
+            one.follows.data,
+            two.follows.indptr,
+            two.follows.indices,
+            two.follows.data,
+            w_one * inverse_deviation[0],
+            w_two * inverse_deviation[1],
+            place_of_item,
+            chosen,
+            because,
+        )
+
+    for _ in over_blocks(
+        work, n_users, rows_per_block=4096, scratch=lambda: np.zeros(n_items, np.int16)
+    ):
+        pass
+    return because
+
+
+@njit(cache=True, nogil=True)
+def _because(
+    start: int,
+    stop: int,
+    history_indptr: np.ndarray,
+    history_items: np.ndarray,
+    history_weights: np.ndarray,
+    one_indptr: np.ndarray,
+    one_indices: np.ndarray,
+    one_data: np.ndarray,
+    two_indptr: np.ndarray,
+    two_indices: np.ndarray,
+    two_data: np.ndarray,
+    factor_one: np.ndarray,
+    factor_two: np.ndarray,
+    place_of_item: np.ndarray,
+    chosen: np.ndarray,
+    because: np.ndarray,
+) -> None:
+    n = chosen.shape[1]
+    share = np.zeros(n)
+    best = np.zeros(n)
+    for user in range(start, stop):
+        for i in range(n):
+            best[i] = 0.0
+            if chosen[user, i] >= 0:
+                place_of_item[chosen[user, i]] = i + 1
+        for at in range(history_indptr[user], history_indptr[user + 1]):
+            source = history_items[at]
+            amount = float(history_weights[at])
+            for place in range(one_indptr[source], one_indptr[source + 1]):
+                i = place_of_item[one_indices[place]]
+                if i > 0:
+                    share[i - 1] += amount * one_data[place] * factor_one[user]
+            for place in range(two_indptr[source], two_indptr[source + 1]):
+                i = place_of_item[two_indices[place]]
+                if i > 0:
+                    share[i - 1] += amount * two_data[place] * factor_two[user]
+            for i in range(n):
+                if share[i] > best[i] and chosen[user, i] != source:
+                    best[i] = share[i]
+                    because[user, i] = at
+                share[i] = 0.0
+        for i in range(n):
+            if chosen[user, i] >= 0:
+                place_of_item[chosen[user, i]] = 0

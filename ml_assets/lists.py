@@ -1,0 +1,198 @@
+"""The tables with everybody's lists: which users are scored again, and how the rows get there.
+
+Users are scored and written in parts, so memory does not grow with them. All tables change in one
+transaction: what the lists were made from always stands beside the lists that were made from it.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import numpy as np
+import polars as pl
+
+from ml_assets.frames import CANDIDATES, RECOMMENDATIONS
+from ml_assets.recommend import Hybrid, candidate_frame, propose, recommend
+from ml_assets.scoring import Progress
+from ml_assets.signal_matrix import SignalMatrix, available_items
+from ml_assets.touched import (
+    Scored,
+    Touched,
+    inputs_hashes,
+    model_hash,
+    touched_users,
+)
+
+LIST_TABLES = {
+    "candidates": "What the models propose to each user, with each model's score normalised per "
+    "user. One row per (user, rank), best first.",
+    "recommendations": "The list of every user, filled by the fallback chain where the models know "
+    "too little, with a reason for each row. One row per (user, rank).",
+    "scored_users": "What each user's list was made from, as a hash: a user whose hash is the same "
+    "keeps the list. One row per user.",
+    "scored_products": "The catalogue the lists were made from, with the hash of the models. One "
+    "row per product.",
+}
+_BY_USER = ("candidates", "recommendations", "scored_users")
+
+
+@dataclass(frozen=True)
+class ListsReport:
+    """What was done. n_rows is by table."""
+
+    touched: Touched
+    n_users: int
+    n_scored: int
+    n_rows: dict[str, int]
+
+
+def make_lists(
+    connection: duckdb.DuckDBPyConnection,
+    *,
+    matrix: SignalMatrix,
+    hybrid: Hybrid,
+    users: pl.DataFrame,
+    products: pl.DataFrame,
+    popularity: pl.DataFrame,
+    settings: Mapping[str, Any],
+    progress: Progress,
+) -> ListsReport:
+    """Bring ml.candidates and ml.recommendations up to date; see `touched.py` for who is scored.
+
+    Args:
+        connection: The warehouse, for writing, outside a transaction.
+        matrix: Signals of today, of all users.
+        hybrid: The models, over all users.
+        users: USERS.
+        products: PRODUCTS.
+        popularity: POPULARITY.
+        settings: `candidates`, `top_n`, `block_bytes`, `users_per_part`, and whatever else lists
+            can depend on.
+        progress: Told whom it will score, and how far it is.
+    """
+    hashes = inputs_hashes(matrix)
+    hash_of_models = model_hash(
+        hybrid, matrix.product_ids, settings=json.dumps(dict(settings), sort_keys=True)
+    )
+    touched = touched_users(
+        matrix,
+        hybrid,
+        products,
+        hash_of_models=hash_of_models,
+        hashes=hashes,
+        top_n=settings["top_n"],
+        before=_read_scored(connection),
+    )
+    progress(str(touched))
+    rows = np.flatnonzero(touched.is_touched)
+    catalogue = products.select(
+        "product_id", "title", "is_available", model_hash=pl.lit(hash_of_models)
+    ).sort("product_id")
+    eligible = available_items(products, matrix.product_ids)
+    connection.execute("begin transaction")
+    try:
+        is_from_scratch = len(rows) == len(matrix.user_ids)
+        _make_room(connection, matrix.user_ids, touched, is_from_scratch=is_from_scratch)
+        _append(connection, "scored_users", _user_frame(matrix, hashes, rows))
+        _replace(connection, "scored_products", catalogue)
+        for start in range(0, len(rows), settings["users_per_part"]):
+            part = rows[start : start + settings["users_per_part"]]
+            own_matrix, own_hybrid = matrix.for_users(part), hybrid.for_users(part)
+            proposed = propose(
+                own_hybrid,
+                k=settings["candidates"],
+                exclude=own_matrix.bought,
+                eligible=eligible,
+                block_bytes=settings["block_bytes"],
+                progress=lambda _: None,
+            )
+            _append(connection, "candidates", candidate_frame(proposed, own_matrix))
+            recommendations = recommend(
+                proposed,
+                matrix=own_matrix,
+                hybrid=own_hybrid,
+                users=users,
+                products=products,
+                popularity=popularity,
+                top_n=settings["top_n"],
+            )
+            _append(connection, "recommendations", recommendations)
+            progress(f"scored {start + len(part):,} of {len(rows):,} users")
+        connection.execute("commit")
+    except BaseException:
+        connection.execute("rollback")
+        raise
+    return ListsReport(
+        touched=touched,
+        n_users=len(matrix.user_ids),
+        n_scored=len(rows),
+        n_rows={table: _count(connection, f"ml.{table}") for table in LIST_TABLES},
+    )
+
+
+def _user_frame(matrix: SignalMatrix, hashes: np.ndarray, rows: np.ndarray) -> pl.DataFrame:
+    return pl.DataFrame({"user_id": matrix.user_ids.gather(rows), "inputs_hash": hashes[rows]})
+
+
+def _read_scored(connection: duckdb.DuckDBPyConnection) -> Scored | None:
+    connection.execute("create schema if not exists ml")
+    found = connection.execute(
+        "select count(*) from information_schema.tables "
+        "where table_schema = 'ml' and list_contains($tables, table_name)",
+        {"tables": list(LIST_TABLES)},
+    ).fetchall()
+    if found[0][0] < len(LIST_TABLES):
+        return None
+    hashes = connection.execute("select distinct model_hash from ml.scored_products").fetchall()
+    if len(hashes) != 1:
+        return None
+    return Scored(
+        model_hash=hashes[0][0],
+        users=connection.sql("select user_id, inputs_hash from ml.scored_users").pl(),
+        products=connection.sql(
+            "select product_id, title, is_available from ml.scored_products"
+        ).pl(),
+        recommendations=connection.sql(
+            "select user_id, product_id, source, because_product_id from ml.recommendations"
+        ).pl(),
+    )
+
+
+def _make_room(
+    connection: duckdb.DuckDBPyConnection,
+    user_ids: pl.Series,
+    touched: Touched,
+    *,
+    is_from_scratch: bool,
+) -> None:
+    """Delete the rows of users who are touched or gone."""
+    if is_from_scratch:
+        for table, schema in (
+            ("candidates", CANDIDATES),
+            ("recommendations", RECOMMENDATIONS),
+            ("scored_users", pl.Schema({"user_id": pl.String, "inputs_hash": pl.Int64})),
+        ):
+            _replace(connection, table, pl.DataFrame(schema=schema))
+        return
+    kept = pl.DataFrame({"user_id": user_ids.filter(pl.Series(~touched.is_touched))})
+    connection.register("kept", kept.to_arrow())
+    for table in _BY_USER:
+        connection.execute(
+            f"delete from ml.{table} where user_id not in (select user_id from kept)"
+        )
+
+
+def _append(connection: duckdb.DuckDBPyConnection, table: str, frame: pl.DataFrame) -> None:
+    connection.register("part", frame.to_arrow())
+    connection.execute(f"insert into ml.{table} by name from part")
+
+
+def _replace(connection: duckdb.DuckDBPyConnection, table: str, frame: pl.DataFrame) -> None:
+    connection.register("whole", frame.to_arrow())
+    connection.execute(f"create or replace table ml.{table} as from whole")
+
+
+def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
+    return int(connection.execute(f"select count(*) from {table}").fetchall()[0][0])

@@ -1,0 +1,203 @@
+"""Whose lists must be made again, because something they depend on changed.
+
+A list depends on its user's signals, on the models, on which products can be recommended, on the
+titles in its reasons and, where the fallback chain filled it, on the popularity of the day. The
+last two runs are compared in these, not in time: whoever is not touched keeps their rows as they
+are, bit for bit, and would get the same ones if they were made again.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from ml_assets.fallback import CHAIN
+from ml_assets.item_item import ItemItemModel
+from ml_assets.recommend import Hybrid
+from ml_assets.signal_matrix import SignalMatrix
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the lists that exist were made from.
+
+    Attributes:
+        model_hash: See `model_hash`.
+        users: user_id and inputs_hash of each user who has a list.
+        products: product_id, title and is_available of the whole catalogue.
+        recommendations: user_id, product_id, source and because_product_id of every row.
+    """
+
+    model_hash: str
+    users: pl.DataFrame
+    products: pl.DataFrame
+    recommendations: pl.DataFrame
+
+
+@dataclass(frozen=True)
+class Touched:
+    """Which users are scored, and why.
+
+    Attributes:
+        is_touched: `(n_users,)` bool.
+        reasons: How many users for each cause; a user can have several.
+    """
+
+    is_touched: np.ndarray
+    reasons: dict[str, int]
+
+    def __str__(self) -> str:
+        """For the run's log, before anything is scored."""
+        n, n_all = int(self.is_touched.sum()), len(self.is_touched)
+        why = ", ".join(f"{count:,} {cause}" for cause, count in self.reasons.items() if count)
+        return f"will score {n:,} of {n_all:,} users" + (f": {why}" if why else "")
+
+
+def model_hash(hybrid: Hybrid, product_ids: pl.Series, *, settings: str) -> str:
+    """Changes with anything that can change every user's list.
+
+    Args:
+        hybrid: The models. Users' own vectors have no part in it: they follow from the signals.
+        product_ids: The order of the models' items.
+        settings: Whatever else decides, as text.
+    """
+    digest = hashlib.blake2b(settings.encode(), digest_size=16)
+    for model, weight in hybrid.models:
+        digest.update(repr(weight).encode())
+        # Only products the model knows: others can come and go without changing anything.
+        known = np.flatnonzero(model.knows_item)
+        for product_id in product_ids.gather(known):
+            digest.update(product_id.encode() + b"\0")
+        arrays: tuple[np.ndarray, ...]
+        if isinstance(model, ItemItemModel):
+            place = np.cumsum(model.knows_item, dtype=np.int32) - np.int32(1)
+            arrays = (
+                np.diff(model.follows.indptr)[known],
+                place[model.follows.indices],
+                model.follows.data,
+            )
+        else:
+            arrays = (model.item_factors[known],)
+        for array in arrays:
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def inputs_hashes(matrix: SignalMatrix) -> np.ndarray:
+    """`(n_users,)` int64: changes with any signal of the user, whatever else is in the matrix."""
+    of_product = np.array(
+        [
+            int.from_bytes(hashlib.blake2b(each.encode(), digest_size=8).digest(), "little")
+            for each in matrix.product_ids
+        ],
+        dtype=np.uint64,
+    )
+    history = matrix.history
+    entry = _mixed(of_product[history.indices])
+    entry = _mixed(entry ^ history.data.astype(np.float32).view(np.uint32).astype(np.uint64))
+    entry = _mixed(entry ^ matrix.kinds.astype(np.uint64))
+    # A sum, so that the order of products does not matter; it wraps around.
+    sums = np.concatenate([[np.uint64(0)], np.cumsum(entry, dtype=np.uint64)])
+    return (sums[history.indptr[1:]] - sums[history.indptr[:-1]]).view(np.int64)
+
+
+def _mixed(numbers: np.ndarray) -> np.ndarray:
+    # The finaliser of splitmix64 (Steele, Lea & Flood, OOPSLA 2014): every bit moves every other.
+    with np.errstate(over="ignore"):
+        numbers = numbers + np.uint64(0x9E3779B97F4A7C15)
+        numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return numbers ^ (numbers >> np.uint64(31))
+
+
+def everybody(n_users: int, cause: str) -> Touched:
+    """All users, for one cause."""
+    return Touched(np.ones(n_users, dtype=bool), {cause: n_users})
+
+
+def touched_users(
+    matrix: SignalMatrix,
+    hybrid: Hybrid,
+    products: pl.DataFrame,
+    *,
+    hash_of_models: str,
+    hashes: np.ndarray,
+    top_n: int,
+    before: Scored | None,
+) -> Touched:
+    """Compare with what the lists that exist were made from.
+
+    Args:
+        matrix: Today's signals.
+        hybrid: Today's models.
+        products: PRODUCTS.
+        hash_of_models: From `model_hash`.
+        hashes: From `inputs_hashes`.
+        top_n: Rows of a full list.
+        before: None when there are no lists yet.
+    """
+    n_users = len(matrix.user_ids)
+    if before is None:
+        return everybody(n_users, "have no list yet")
+    if before.model_hash != hash_of_models:
+        return everybody(n_users, "because models or settings changed")
+    users = pl.DataFrame({"user_id": matrix.user_ids})
+    known = users.join(before.users, on="user_id", how="left", maintain_order="left")
+    is_new = known["inputs_hash"].is_null().to_numpy()
+    has_new_signals = (known["inputs_hash"].fill_null(0).to_numpy() != hashes) & ~is_new
+    rows = before.recommendations
+    links = [link.source for link in CHAIN]
+    is_filled = _is_in(users, rows.filter(pl.col("source").is_in(links)))
+    # The shop had nothing left for them: a product that comes can fill the place.
+    full = rows.group_by("user_id").len().filter(pl.col("len") >= top_n)
+    is_short = ~_is_in(users, full) & ~is_new
+    renamed, switched = _changed_products(products, before.products)
+    is_renamed = _is_in(users, rows.filter(pl.col("because_product_id").is_in(renamed.implode())))
+    is_reached = _is_reached(matrix, hybrid, switched) | _is_in(
+        users, rows.filter(pl.col("product_id").is_in(switched.implode()))
+    )
+    causes = {
+        "are new": is_new,
+        "have other signals": has_new_signals,
+        "have rows of the fallback chain": is_filled,
+        "have a short list": is_short,
+        "are reached by products that came or went": is_reached,
+        "have a reason with a title that changed": is_renamed,
+    }
+    return Touched(
+        np.logical_or.reduce(list(causes.values())),
+        {cause: int(mask.sum()) for cause, mask in causes.items()},
+    )
+
+
+def _is_in(users: pl.DataFrame, rows: pl.DataFrame) -> np.ndarray:
+    return users["user_id"].is_in(rows["user_id"].unique().implode()).to_numpy()
+
+
+def _changed_products(now: pl.DataFrame, before: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
+    """Ids of products with another title, and of those whose availability changed."""
+    both = now.select("product_id", "title", "is_available").join(
+        before, on="product_id", how="full", suffix="_before", coalesce=True
+    )
+    renamed = both.filter(pl.col("title").ne_missing(pl.col("title_before")))
+    switched = both.filter(
+        pl.col("is_available").fill_null(False) != pl.col("is_available_before").fill_null(False)
+    )
+    return renamed["product_id"], switched["product_id"]
+
+
+def _is_reached(matrix: SignalMatrix, hybrid: Hybrid, switched: pl.Series) -> np.ndarray:
+    """`(n_users,)` bool: a model could propose one of these products to the user."""
+    places = matrix.product_ids.is_in(switched.implode()).to_numpy()
+    reached = np.zeros(len(matrix.user_ids), dtype=bool)
+    if not places.any():
+        return reached
+    for model, _ in hybrid.models:
+        if isinstance(model, ItemItemModel):
+            leads_there = (model.follows @ places.astype(np.float32)) > 0
+            reached |= (matrix.touched @ leads_there.astype(np.float32)) > 0
+        elif (places & model.knows_item).any():
+            # An inner product is never without an opinion.
+            reached |= model.knows_user
+    return reached

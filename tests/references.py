@@ -1,0 +1,111 @@
+"""What the engines compute, the slow way: every pair is scored, in plain numpy.
+
+Nothing here is fast or saves memory. It is short enough to be checked by reading.
+"""
+
+import numpy as np
+
+from ml_assets.item_item import NOTHING
+
+
+def inner_products(users, items, shifts=None):
+    """Every user's score of every item in double precision, `(n_users, n_items)`.
+
+    Summed along the vectors pair by pair, so that equal vectors give equal bits.
+    """
+    scores = (users[:, None].astype(float) * items[None].astype(float)).sum(axis=2)
+    if shifts is not None:
+        scores = scores + shifts.of_user.astype(float)[:, shifts.group_of_item]
+    return scores
+
+
+def full_sort(scores, *, exclude, eligible, k):
+    """Positions of the k best allowed items of each row, ties by position, `NOTHING` behind."""
+    best = np.full((len(scores), k), NOTHING)
+    excluded = exclude.toarray() != 0
+    for row, values in enumerate(scores):
+        order = np.lexsort((np.arange(len(values)), -values))
+        allowed = order[eligible[order] & ~excluded[row, order]][:k]
+        best[row, : len(allowed)] = allowed
+    return best
+
+
+def blended(models, weights):
+    """`sum of weight x z` over factor models, `(n_users, n_items)`; unknown is 0.
+
+    z is taken over all products the model knows, and is 0 where they are all alike.
+    """
+    total = 0.0
+    for model, weight in zip(models, weights, strict=True):
+        z = standardised(inner_products(model.user_factors, model.item_factors), model)
+        total = total + weight * np.nan_to_num(z)
+    return total
+
+
+def standardised(raw, model):
+    """`(score - mean) / deviation` per user over the products the model knows.
+
+    NaN where the model knows nothing of the user or the product; 0 without any deviation.
+    """
+    z = np.full(raw.shape, np.nan)
+    for user in np.flatnonzero(model.knows_user):
+        known = raw[user, model.knows_item]
+        # A deviation that is only rounding is none.
+        deviates = len(known) > 0 and known.std() > 1e-7 * np.abs(known).max()
+        z[user, model.knows_item] = (known - known.mean()) / known.std() if deviates else 0.0
+    return z
+
+
+def nearest_dense(sources, targets, source_scale, target_scale):
+    """`diag(source_scale) S' T diag(target_scale)` without its diagonal, dense."""
+    product = sources.toarray().T.astype(float) @ targets.toarray().astype(float)
+    np.fill_diagonal(product, 0)
+    return source_scale[:, None] * product * target_scale[None]
+
+
+def largest_positive(dense, k):
+    """The k largest positive entries of each row, ties by the lower index; the others are 0."""
+    kept = np.zeros_like(dense)
+    for row, values in enumerate(dense):
+        order = np.lexsort((np.arange(len(values)), -values))[:k]
+        kept[row, order] = values[order]
+    return np.maximum(kept, 0)
+
+
+def history_scores(model):
+    """`history @ follows` in double precision, zeros for users the model does not know."""
+    raw = model.history.toarray().astype(float) @ model.follows.toarray().astype(float)
+    return raw * model.knows_user[:, None]
+
+
+def scores_by_history(models):
+    """What item-item models say of every pair.
+
+    Returns:
+        The weighted sum of z-scores `(n_users, n_items)`, -inf where no model arrives; and each
+        model's own z-scores, NaN where it knows nothing.
+    """
+    raw = [history_scores(model) for model, _ in models]
+    z = [standardised(scores, model) for scores, (model, _) in zip(raw, models, strict=True)]
+    total = sum(weight * np.nan_to_num(part) for part, (_, weight) in zip(z, models, strict=True))
+    arrives = np.any([scores > 0 for scores in raw], axis=0)
+    return np.where(arrives, total, -np.inf), z
+
+
+def largest_share(models, inverse_deviation, chosen):
+    """Item of the user's history with the largest share in each chosen one's score.
+
+    The share of j in i is `sum over models of weight / deviation x history[j] x follows[j, i]`.
+    `NOTHING` where no share is above 0; never i itself; ties by the lower item.
+    """
+    history = models[0][0].history.toarray().astype(float)
+    because = np.full(chosen.shape, NOTHING)
+    for user, place in np.argwhere(chosen != NOTHING):
+        item, share = chosen[user, place], 0.0
+        for (model, weight), inverse in zip(models, inverse_deviation, strict=True):
+            leads = model.follows.toarray()[:, item].astype(float)
+            share = share + history[user] * leads * (weight * inverse[user])
+        share[item] = 0.0
+        if share.max() > 0:
+            because[user, place] = share.argmax()
+    return because
