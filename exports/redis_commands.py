@@ -135,17 +135,24 @@ _Text = tuple[np.ndarray, np.ndarray, np.ndarray, int]
 def _text(texts: pa.Array) -> _Text:
     is_there, offsets, data = texts.buffers()
     return (
-        np.frombuffer(offsets, dtype=np.int32)[texts.offset : texts.offset + len(texts) + 1],
-        np.frombuffer(data or b"", dtype=np.uint8),
-        np.frombuffer(is_there if texts.null_count else b"", dtype=np.uint8),
+        _array(offsets, "int32")[texts.offset : texts.offset + len(texts) + 1],
+        _array(data, "uint8"),
+        _array(is_there if texts.null_count else None, "uint8"),
         texts.offset,
     )
 
 
 def _numbers(numbers: pa.Array) -> np.ndarray:
     # Not to_numpy, which imports pandas, for a second or two.
-    found = np.frombuffer(numbers.buffers()[1], dtype=str(numbers.type))
+    found = _array(numbers.buffers()[1], str(numbers.type))
     return found[numbers.offset : numbers.offset + len(numbers)]
+
+
+def _array(buffer: pa.Buffer | None, kind: str) -> np.ndarray:
+    found = np.frombuffer(buffer or b"", dtype=kind)
+    # Some of Arrow's buffers can be written and some not, and numba would compile for each mixture.
+    found.flags.writeable = False
+    return found
 
 
 def _starts_of_lists(rows: pa.RecordBatch) -> np.ndarray:
