@@ -7,16 +7,17 @@ the same answers by construction. Does not belong here: connections.
 For application developers, any language:
 
 1. `GET recmart:current` gives the live version, say `20111209T000000-3f2a91bc`.
-2. `GET recmart:{version}:{kind}:{id}` gives one list, best first:
+2. `HGET recmart:{version}:{kind} {id}` gives one list, best first; HMGET gives several:
 
-   | key                                    | list                                             |
-   |----------------------------------------|--------------------------------------------------|
-   | `recmart:{version}:user:{user_id}`     | recommendations for a user                       |
-   | `recmart:{version}:similar:{product_id}`  | products like this one                        |
-   | `recmart:{version}:together:{product_id}` | often bought with it; score = log-likelihood  |
-   | `recmart:{version}:popular:all`        | popular of all time                              |
-   | `recmart:{version}:popular:trending`   | rising this week                                 |
-   | `recmart:{version}:popular:segment:{segment}` | popular in a segment, last 28 days        |
+   | hash                         | field               | list                              |
+   |------------------------------|---------------------|-----------------------------------|
+   | `recmart:{version}:user`     | user_id             | recommendations for a user        |
+   | `recmart:{version}:similar`  | product_id          | products like this one            |
+   | `recmart:{version}:together` | product_id          | often bought with it; score =     |
+   |                              |                     | log-likelihood ratio              |
+   | `recmart:{version}:popular`  | `all`               | popular of all time               |
+   | `recmart:{version}:popular`  | `trending`          | rising this week                  |
+   | `recmart:{version}:popular`  | `segment:{segment}` | popular in a segment, 28 days     |
 
    Segments have their own prefix because a shop may have a segment called "all".
 
@@ -28,9 +29,9 @@ For application developers, any language:
    An item is [product_id, score, position in "why"]; a "why" is [source, reason], reason may be
    null. Many products of a list share their reason; writing it once halves the memory.
 
-A missing key means that the user or product is unknown: take `popular:segment:...`, then
-`popular:trending`, then `popular:all`. Read `recmart:current` again for every request (MGET takes
-both keys in one go): the previous version is kept, so a list read just after a switch is whole.
+A missing field means that the user or product is unknown: take the popular list of the segment,
+then `trending`, then `all`. Read `recmart:current` again for every request (in one pipeline with
+the list): the previous version is kept, so a list read just after a switch is whole.
 """
 
 import json
@@ -42,11 +43,8 @@ POPULAR_TRENDING = "trending"
 
 # Scores with six decimals, tiny and huge ones with six digits. Shortest-round-trip doubles have 17
 # digits: half of the value's bytes, for figures nobody compares that closely.
-_SCORE_TEXT = """
-    case
-        when abs(score) >= 0.001 and abs(score) < 1e9 then score::decimal(18, 6)::varchar
-        else format('{:.6g}', score)
-    end"""
+DECIMALS = 6
+_IS_ORDINARY = "abs(score) >= 0.001 and abs(score) < 1e9"
 
 # One select per kind: list_id, rank, product_id, score, source, reason. {scope} is the condition on
 # the version: the warehouse holds several, a snapshot one.
@@ -103,20 +101,32 @@ class Recommendation:
 def rows_sql(kind: str, *, has_versions: bool, condition: str = "true") -> str:
     """Select the rows of lists of a kind, unordered.
 
-    Columns: list_id, rank, product_id, score_text (a JSON number), source, reason. With
-    has_versions the statement takes the parameter $version. The condition is on list_id and rank;
-    here and not around the statement, so that texts are only made of rows that are wanted.
+    Columns: list_id, rank, product_id, score_millionths, score_text, source, reason. A score is a
+    number of millionths, or, if it is tiny or huge, the text (`published_score` puts it together).
+    With has_versions the statement takes the parameter $version. The condition is on list_id and
+    rank; here and not around the statement, so that texts are only made of rows that are wanted.
     """
     rows = _ROWS[kind].format(scope="version = $version" if has_versions else "true")
     return f"""
-        select list_id, rank, product_id, {_SCORE_TEXT} as score_text, source, reason
+        select
+            list_id, rank, product_id,
+            case when {_IS_ORDINARY} then round(score * 1e{DECIMALS})::bigint else 0 end
+                as score_millionths,
+            case when not ({_IS_ORDINARY}) then format('{{:.6g}}', score) end as score_text,
+            source, reason
         from ({rows})
         where {condition}"""
 
 
-def key(version: str, kind: str, list_id: str) -> str:
-    """The Redis key of one list."""
-    return f"recmart:{version}:{kind}:{list_id}"
+def published_score(score_millionths: int, score_text: str | None) -> float:
+    """The score of a row of rows_sql, equal to what JSON readers make of the value in Redis."""
+    # Both this division and the reading of a decimal give the double that is nearest.
+    return score_millionths / 10**DECIMALS if score_text is None else float(score_text)
+
+
+def key(version: str, kind: str) -> str:
+    """The hash that holds the lists of a kind: its fields are ids, its values lists."""
+    return f"recmart:{version}:{kind}"
 
 
 def manifest_key(version: str) -> str:
@@ -130,7 +140,7 @@ def segment_list(segment: str) -> str:
 
 
 def decode(value: bytes | str, k: int | None = None) -> list[Recommendation]:
-    """Read the value of one key; the first k products, or all."""
+    """Read the value of one list; the first k products, or all."""
     content = json.loads(value)
     why = content["why"]
     return [

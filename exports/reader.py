@@ -30,6 +30,7 @@ from exports.lists import (
     decode,
     key,
     manifest_key,
+    published_score,
     rows_sql,
     segment_list,
 )
@@ -190,17 +191,16 @@ class _RedisLists:
         self, version: str, kind: str, list_ids: Sequence[str]
     ) -> tuple[str, list[bytes | None]]:
         # One round trip for the pointer and for what the version we know last says.
-        pointer, *values = self._client.mget(
-            POINTER,
-            manifest_key(version),
-            *(key(version, kind, list_id) for list_id in list_ids),
-        )
+        with self._client.pipeline(transaction=False) as pipeline:
+            pipeline.mget(POINTER, manifest_key(version))
+            pipeline.hmget(key(version, kind), list_ids)
+            (pointer, manifest), values = pipeline.execute()
         if pointer is None:
             raise ReaderError(
                 f"Redis at {self._url} holds nothing published: {POINTER} is missing. "
                 "Run the pipeline, or correct the address."
             )
-        return pointer.decode(), values
+        return pointer.decode(), [manifest, *values]
 
     def close(self) -> None:
         """Close the connections."""
@@ -237,11 +237,12 @@ class _SnapshotLists:
                 ) from error
         found: dict[str, list[Recommendation]] = {list_id: [] for list_id in list_ids}
         # Sorted here and not in SQL, where it makes DuckDB read the table a second time.
-        for list_id, _, product_id, score, source, reason in sorted(rows):
+        for list_id, _, product_id, millionths, text, source, reason in sorted(
+            rows, key=lambda row: row[:2]
+        ):
             products = found[list_id]
-            products.append(
-                Recommendation(product_id, len(products) + 1, float(score), source, reason)
-            )
+            score = published_score(millionths, text)
+            products.append(Recommendation(product_id, len(products) + 1, score, source, reason))
         return list(found.values())
 
     def _current(self) -> "duckdb.DuckDBPyConnection":

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
-from uuid import uuid4
 
 import redis
 from redis.backoff import NoBackoff
@@ -24,8 +23,6 @@ UNCHANGED = "Readers keep the version they have."
 # A server that takes nothing for so long is stopped or swapping.
 _STALL_SECONDS = 30.0
 _PIECE_BYTES = 1 << 18
-# One SCAN of so many keys keeps readers waiting for about a millisecond.
-_SCAN_COUNT = 2_000
 
 _OPTIONS: dict[str, Any] = {
     # Protocol 2: replies are lines of one kind each, so that counting them needs no parser.
@@ -98,7 +95,7 @@ def explained(error: Exception | str, redis_url: str) -> RedisLoadError:
 
 
 class Stream:
-    """One socket to Redis: sends bytes of the protocol as they are and adds up the replies.
+    """One socket to Redis: sends bytes of the protocol as they are and counts the replies.
 
     The redis-py connection does the opening (TLS, login, database number). One thread writes and
     reads in turn, since an SSL socket does not bear two.
@@ -114,6 +111,11 @@ class Stream:
         opened: object = connection._sock
         assert isinstance(opened, socket.socket)
         self._socket: socket.socket = opened
+        self._socket.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._socket, selectors.EVENT_READ)
+        self._replies = _Replies(redis_url)
+        self._n_awaited = 0
 
     def __enter__(self) -> "Stream":
         return self
@@ -128,64 +130,36 @@ class Stream:
 
     def close(self) -> None:
         """Close the socket."""
+        self._selector.close()
         self._client.close()
 
-    def exchange(self, commands: memoryview, n_replies: int) -> int:
-        """Send commands and wait for their replies; the sum of those that are numbers.
+    def send(self, commands: memoryview, n_replies: int) -> None:
+        """Send commands, and read what replies are there by then. The memory is free afterwards.
 
         Raises:
             RedisLoadError: at the first reply that is an error.
         """
-        self._socket.setblocking(False)
-        replies = _Replies(self._url)
+        self._n_awaited += n_replies
         n_sent = 0
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._socket, selectors.EVENT_READ | selectors.EVENT_WRITE)
-            while replies.n < n_replies:
-                if n_sent == len(commands):
-                    selector.modify(self._socket, selectors.EVENT_READ)
-                ready = selector.select(_STALL_SECONDS)
-                if not ready:
-                    raise TimeoutError(f"nothing taken or answered for {_STALL_SECONDS:.0f} s")
-                self._receive(replies)
-                n_sent += self._send(commands[n_sent : n_sent + _PIECE_BYTES])
-        return replies.total
+        while n_sent < len(commands):
+            self._wait(selectors.EVENT_READ | selectors.EVENT_WRITE)
+            self._receive()
+            n_sent += self._send(commands[n_sent : n_sent + _PIECE_BYTES])
 
-    def unlink_matching(self, pattern: str) -> None:
-        """Unlink all keys that match, in batches.
+    def finish(self) -> None:
+        """Wait for the replies to everything that was sent.
 
-        The keys in a reply of SCAN are written as the arguments of UNLINK are, so they go back as
-        they came; reading a million keys into Python objects would take longer than all the rest.
+        Raises:
+            RedisLoadError: at the first reply that is an error.
         """
-        cursor = b"0"
-        while True:
-            reply = self._ask(
-                _command(b"SCAN", cursor, b"MATCH", pattern.encode(), b"COUNT", b"%d" % _SCAN_COUNT)
-            )
-            # *2, the cursor's length, the cursor, the number of keys, the keys.
-            _, _, cursor, n_keys, keys = reply.split(b"\r\n", 4)
-            if keys:
-                self._ask(b"*%d\r\n$6\r\nUNLINK\r\n" % (int(n_keys[1:]) + 1) + keys)
-            if cursor == b"0":
-                return
+        while self._replies.n < self._n_awaited:
+            self._wait(selectors.EVENT_READ)
+            self._receive()
 
-    def _ask(self, command: bytes) -> bytes:
-        # Where a reply ends is known without parsing it when it is followed by an echo that no
-        # key contains.
-        token = uuid4().hex.encode()
-        end = b"$32\r\n" + token + b"\r\n"
-        self._socket.settimeout(_STALL_SECONDS)
-        self._socket.sendall(command + _command(b"ECHO", token))
-        received = bytearray()
-        while not received.endswith(end):
-            piece = self._socket.recv(_PIECE_BYTES)
-            if not piece:
-                raise ConnectionResetError("the server closed the connection")
-            received += piece
-        reply = bytes(received[: -len(end)])
-        if reply.startswith(b"-"):
-            raise explained(reply[1:].decode(errors="replace").strip(), self._url)
-        return reply
+    def _wait(self, events: int) -> None:
+        self._selector.modify(self._socket, events)
+        if not self._selector.select(_STALL_SECONDS):
+            raise TimeoutError(f"nothing taken or answered for {_STALL_SECONDS:.0f} s")
 
     def _send(self, piece: memoryview) -> int:
         try:
@@ -193,7 +167,7 @@ class Stream:
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return 0
 
-    def _receive(self, replies: "_Replies") -> None:
+    def _receive(self) -> None:
         # Until nothing is left: TLS may hold decrypted bytes that the selector cannot see.
         while True:
             try:
@@ -202,20 +176,14 @@ class Stream:
                 return
             if not received:
                 raise ConnectionResetError("the server closed the connection")
-            replies.add(received)
-
-
-def _command(*arguments: bytes) -> bytes:
-    pieces = [b"$%d\r\n%s\r\n" % (len(each), each) for each in arguments]
-    return b"*%d\r\n" % len(arguments) + b"".join(pieces)
+            self._replies.add(received)
 
 
 class _Replies:
-    """Counts replies of one line each: +OK, :number, or -error."""
+    """Counts replies of one line each: :number, or -error."""
 
     def __init__(self, redis_url: str) -> None:
         self.n = 0
-        self.total = 0
         self._url = redis_url
         self._rest = b""
 
@@ -223,12 +191,7 @@ class _Replies:
         lines, end, self._rest = (self._rest + received).rpartition(b"\r\n")
         if not end:
             return
-        n = lines.count(b"\r\n") + 1
-        self.n += n
-        if lines.count(b"+OK") == n and len(lines) == 5 * n - 2:
-            return
-        for line in lines.split(b"\r\n"):
-            if line.startswith(b"-"):
-                raise explained(line[1:].decode(errors="replace"), self._url)
-            if line.startswith(b":"):
-                self.total += int(line[1:])
+        self.n += lines.count(b"\r\n") + 1
+        if b"-" in lines:
+            error = next(line for line in lines.split(b"\r\n") if line.startswith(b"-"))
+            raise explained(error[1:].decode(errors="replace"), self._url)

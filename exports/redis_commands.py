@@ -1,153 +1,490 @@
 """The bytes that go to Redis: lists of a version as commands of the Redis protocol.
 
-Belongs here: building buffers from Arrow columns. Does not belong here: where rows come from and
-where bytes go (`redis_load.py`). Nothing loops over lists or items: numpy computes where each piece
-of text belongs, and Arrow copies the pieces together.
+Belongs here: turning rows of a version into bytes. Does not belong here: where rows come from and
+where bytes go (`redis_load.py`).
+
+One compiled loop reads Arrow's buffers as DuckDB filled them and writes what the socket sends: no
+text is made in between, no piece is copied twice. A batch of rows ends anywhere, so what belongs to
+a list that may go on is handed back, to stand before the next batch.
 """
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
-# Keys get up to a tenth more than the TTL, so that a version does not expire in one moment.
-_JITTER_SHARE = 0.1
-_KEYS_PER_EXISTS = 1_000
+from exports.lists import DECIMALS
+
+# A HSET of so many lists of 700 bytes keeps readers waiting for 0.1 ms; more gain nothing.
+_LISTS_PER_COMMAND = 50
 
 # A value is {"items":[[product,score,position],...],"why":[[source,reason],...]}: see lists.py.
-_VALUE_START = '{"items":[['
-_VALUE_MIDDLE = '],"why":['
-_VALUE_END = "]}"
+_VALUE_START = np.frombuffer(b'{"items":[', dtype=np.uint8)
+_VALUE_MIDDLE = np.frombuffer(b'],"why":[', dtype=np.uint8)
+_VALUE_END = np.frombuffer(b"]}\r\n", dtype=np.uint8)
+_NULL = np.frombuffer(b"null", dtype=np.uint8)
+_LINE_END = np.frombuffer(b"\r\n", dtype=np.uint8)
+_PAIRS = np.frombuffer(b"".join(b"%02d" % number for number in range(100)), dtype=np.uint8)
+_HEX = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
+_COUNT, _LENGTH, _MINUS, _ZERO, _POINT = (np.uint8(ord(mark)) for mark in "*$-0.")
+_QUOTE, _BACKSLASH, _COMMA, _OPEN, _CLOSE = (np.uint8(ord(mark)) for mark in '"\\,[]')
+_FIRST_PRINTABLE = 0x20
+_MILLION = 10**DECIMALS
+
+# JSON writes a control character with six bytes: \u001f.
+_MOST_BYTES_PER_BYTE = 6
+# Digits, commas and brackets of an item and of its reason; head of a list.
+_MOST_BYTES_PER_ROW = 80
+_MOST_BYTES_PER_LIST = 80
 
 
-def to_commands(rows: pa.Table, version: str, kind: str, *, ttl_seconds: int) -> memoryview:
-    """One SET per list, as bytes of the Redis protocol, in the order of the rows.
+@dataclass(frozen=True)
+class Commands:
+    """Bytes to send, and how many replies they get. Valid until the next ones are made."""
+
+    content: memoryview
+    n_commands: int
+    n_lists: int
+
+
+class OutOfOrder(Exception):
+    """Rows came in another order than by list and rank. What was made of them is to be redone."""
+
+
+def to_commands(batches: Iterable[pa.RecordBatch], key: str) -> Iterator[Commands]:
+    """HSETs that put the lists into the hash `key`, a field each, in the order of the rows.
 
     Args:
-        rows: At least one row, ordered by list and rank. list_id; item, the JSON of product and
-            score with a comma after each; why, the JSON of source and reason; salt, a uint64 that
-            spreads the lists' expiry.
-        version: Part of the keys.
-        kind: Part of the keys.
-        ttl_seconds: Least lifetime of the keys; 0 for no end.
+        batches: The columns of `lists.rows_sql`, ordered by list and rank over all batches.
+        key: The hash.
+
+    Raises:
+        OutOfOrder: if a row should stand before the one it follows.
     """
-    ids, item, why = (rows[name].combine_chunks() for name in ("list_id", "item", "why"))
-    n_items = len(ids)
-    is_first_item = np.ones(n_items, dtype=bool)
-    is_first_item[1:] = as_numpy(pc.not_equal(ids[1:], ids[:-1]).cast(pa.uint8()))
-    starts = np.flatnonzero(is_first_item)
-    list_of = np.cumsum(is_first_item) - 1
-    n_lists = len(starts)
-    items_in = np.diff(np.append(starts, n_items))
+    writer = _Writer(key)
+    rest: pa.RecordBatch | None = None
+    for batch in batches:
+        if batch.num_rows == 0:
+            continue
+        starts = _starts_of_lists(batch)
+        end_of_first = int(starts[1]) if len(starts) > 1 else batch.num_rows
+        if rest is not None:
+            # The rest and the first list, in a batch of their own: a copy of few rows.
+            first = _joined(rest, batch.slice(0, end_of_first))
+            if len(starts) == 1:
+                rest = first
+                continue
+            yield writer.write(first, _starts_of_lists(first), n_left=0)
+            starts = starts[1:]
+        if len(starts) > 1:
+            yield writer.write(batch, starts, n_left=1)
+        rest = batch.slice(int(starts[-1]))
+    if rest is not None:
+        yield writer.write(rest, _starts_of_lists(rest), n_left=0)
 
-    # Each reason once a list. Encoding numbers the pairs (list, reason) as they first turn up, so
-    # the pairs of a list have consecutive numbers, and its first row has its first pair.
-    why = why.dictionary_encode()
-    code = as_numpy(why.indices).astype(np.int64)
-    pair = as_numpy(as_arrow(list_of * len(why.dictionary) + code).dictionary_encode().indices)
-    pair_of_first_item = pair[starts]
-    position = pair - pair_of_first_item[list_of]
-    reasons_in = np.diff(np.append(pair_of_first_item, pair.max() + 1))
-    pair_row = np.flatnonzero(np.diff(np.maximum.accumulate(pair), prepend=-1))
-    pair_list = list_of[pair_row]
 
-    # What follows a piece depends only on whether it is the last of its kind in its list.
-    is_last_item = np.append(is_first_item[1:], True)
-    closings = _texts([f"{n}{end}" for n in range(position.max() + 1) for end in ("],[", "]")])
-    closing = 2 * position + is_last_item
-    reasons = pa.concat_arrays([_glue(why.dictionary, ","), why.dictionary])
-    is_last_reason = position[pair_row] == reasons_in[pair_list] - 1
-    reason = code[pair_row] + is_last_reason * len(why.dictionary)
+class _Writer:
+    def __init__(self, key: str) -> None:
+        name = key.encode()
+        self._head = np.frombuffer(
+            b"\r\n$4\r\nHSET\r\n$%d\r\n%s\r\n" % (len(name), name), dtype=np.uint8
+        )
+        self._out = np.empty(0, dtype=np.uint8)
 
-    value_bytes = (
-        len(_VALUE_START + _VALUE_MIDDLE + _VALUE_END)
-        + np.add.reduceat(_lengths(item) + _lengths(closings)[closing], starts)
-        + np.add.reduceat(_lengths(reasons)[reason], pair_of_first_item)
+    def write(self, rows: pa.RecordBatch, starts: np.ndarray, *, n_left: int) -> Commands:
+        """Commands of the lists that start at `starts`, but for the last n_left of them."""
+        ends = np.append(starts, rows.num_rows)[: len(starts) - n_left + 1]
+        n_lists = len(ends) - 1
+        n_commands = -(-n_lists // _LISTS_PER_COMMAND)
+        texts = [_text(rows.column(name)) for name in _TEXTS]
+        most = (
+            _MOST_BYTES_PER_BYTE * sum(int(text[0][-1] - text[0][0]) for text in texts)
+            + rows.num_rows * _MOST_BYTES_PER_ROW
+            + n_lists * _MOST_BYTES_PER_LIST
+            + n_commands * (len(self._head) + 20)
+        )
+        if most > len(self._out):
+            # Only what is written takes memory.
+            self._out = np.empty(most, dtype=np.uint8)
+        n_bytes = _write(
+            self._out,
+            self._head,
+            ends,
+            *texts,
+            _numbers(rows.column("score_millionths")),
+            np.empty(np.diff(ends).max(), dtype=np.int64),
+        )
+        return Commands(self._out.data[:n_bytes], n_commands, n_lists)
+
+
+# Without numba's counting of references, which takes more time than all the rest: nothing here
+# makes an array.
+_compiled = njit(cache=True, nogil=True, _nrt=False)
+_inlined = njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+
+_TEXTS = ("list_id", "product_id", "score_text", "source", "reason")
+
+# Offsets, bytes, one bit per text that tells whether it is there (none if all are), first bit.
+_Text = tuple[np.ndarray, np.ndarray, np.ndarray, int]
+
+
+def _text(texts: pa.Array) -> _Text:
+    is_there, offsets, data = texts.buffers()
+    return (
+        _array(offsets, "int32")[texts.offset : texts.offset + len(texts) + 1],
+        _array(data, "uint8"),
+        _array(is_there if texts.null_count else None, "uint8"),
+        texts.offset,
     )
-    keys = _glue(f"recmart:{version}:{kind}:", ids.take(as_arrow(starts)))
-    arguments = 5 if ttl_seconds else 3
-    heads = _glue(
-        f"*{arguments}\r\n$3\r\nSET\r\n",
-        _argument(keys),
-        "$",
-        _text(value_bytes),
-        f"\r\n{_VALUE_START}",
-    )
-    feet = _texts([f"{_VALUE_END}\r\n"] * n_lists)
-    if ttl_seconds:
-        most = np.uint64(1 + int(ttl_seconds * _JITTER_SHARE))
-        jitter = as_numpy(rows["salt"].combine_chunks())[starts] % most
-        feet = _glue(feet, "$2\r\nEX\r\n", _argument(_text(ttl_seconds + jitter)))
-
-    # The pool of pieces, and which of them stands at which place.
-    pool = [heads, item, closings, _texts([_VALUE_MIDDLE]), reasons, feet]
-    head, first_item, first_closing, middle, first_reason, foot = np.cumsum(
-        [0, *(len(pieces) for pieces in pool[:-1])]
-    )
-    pieces_in = 3 + 2 * items_in + reasons_in
-    begin = np.cumsum(pieces_in) - pieces_in
-    begin_middle = begin + 1 + 2 * items_in
-    begin_item = begin[list_of] + 1 + 2 * (np.arange(n_items) - starts[list_of])
-    order = np.empty(int(pieces_in.sum()), dtype=np.int64)
-    order[begin] = head + np.arange(n_lists)
-    order[begin_item] = first_item + np.arange(n_items)
-    order[begin_item + 1] = first_closing + closing
-    order[begin_middle] = middle
-    order[begin_middle[pair_list] + 1 + position[pair_row]] = first_reason + reason
-    order[begin + pieces_in - 1] = foot + np.arange(n_lists)
-    return _bytes_of(pa.concat_arrays(pool).take(as_arrow(order)))
 
 
-def to_exists(ids: pa.Array, version: str, kind: str) -> tuple[memoryview, int]:
-    """Commands that count how many of the lists exist, and the number of commands."""
-    arguments = _argument(_glue(f"recmart:{version}:{kind}:", ids))
-    commands = []
-    for start in range(0, len(arguments), _KEYS_PER_EXISTS):
-        batch = arguments.slice(start, _KEYS_PER_EXISTS)
-        commands.append(b"*%d\r\n$6\r\nEXISTS\r\n" % (len(batch) + 1))
-        commands.append(_bytes_of(batch))
-    return memoryview(b"".join(commands)), len(commands) // 2
-
-
-def as_arrow(numbers: np.ndarray) -> pa.Array:
-    """The numbers without a copy, and without pa.array: it imports pandas, for a second or two."""
-    kind = pa.from_numpy_dtype(numbers.dtype)
-    return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(numbers)])
-
-
-def as_numpy(numbers: pa.Array) -> np.ndarray:
-    """The numbers, none of them null, without a copy; to_numpy imports pandas too."""
-    found = np.frombuffer(numbers.buffers()[1] or b"", dtype=str(numbers.type))
+def _numbers(numbers: pa.Array) -> np.ndarray:
+    # Not to_numpy, which imports pandas, for a second or two.
+    found = _array(numbers.buffers()[1], str(numbers.type))
     return found[numbers.offset : numbers.offset + len(numbers)]
 
 
-def _argument(texts: pa.Array) -> pa.Array:
-    return _glue("$", _text(_lengths(texts)), "\r\n", texts, "\r\n")
+def _array(buffer: pa.Buffer | None, kind: str) -> np.ndarray:
+    found = np.frombuffer(buffer or b"", dtype=kind)
+    # Some of Arrow's buffers can be written and some not, and numba would compile for each mixture.
+    found.flags.writeable = False
+    return found
 
 
-def _glue(*pieces: pa.Array | str) -> pa.Array:
-    # The function takes the separator last, and imports pandas for a bare str.
-    return pc.binary_join_element_wise(
-        *(_texts([each])[0] if isinstance(each, str) else each for each in (*pieces, ""))
+def _starts_of_lists(rows: pa.RecordBatch) -> np.ndarray:
+    starts = np.empty(rows.num_rows, dtype=np.int64)
+    n = _find_starts(starts, *_text(rows.column("list_id"))[:2], _numbers(rows.column("rank")))
+    if n < 0:
+        raise OutOfOrder
+    return starts[:n]
+
+
+def _joined(first: pa.RecordBatch, second: pa.RecordBatch) -> pa.RecordBatch:
+    columns = zip(first.columns, second.columns, strict=True)
+    return pa.RecordBatch.from_arrays(
+        [pa.concat_arrays(column) for column in columns], schema=first.schema
     )
 
 
-def _text(numbers: np.ndarray) -> pa.Array:
-    return as_arrow(numbers).cast(pa.string())
+_WORD = 8
+_ALL_BITS = np.uint64(0xFFFFFFFFFFFFFFFF)
+_EACH_BYTE = np.uint64(0x0101010101010101)
+_HIGH_BITS = np.uint64(0x8080808080808080)
 
 
-def _texts(texts: list[str]) -> pa.Array:
-    pieces = [text.encode() for text in texts]
-    offsets = np.cumsum([0, *map(len, pieces)], dtype=np.int32)
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(pieces))]
-    return pa.Array.from_buffers(pa.string(), len(pieces), buffers)
+@intrinsic
+def _word_at(typing_context, data, at):  # type: ignore[no-untyped-def]
+    """Eight bytes of an array as one number, at any place."""
+
+    def code(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        address = builder.gep(array.data, [arguments[1]])
+        return builder.load(builder.bitcast(address, ir.IntType(64).as_pointer()), align=1)
+
+    return types.uint64(data, types.intp), code
 
 
-def _lengths(texts: pa.Array) -> np.ndarray:
-    return as_numpy(pc.binary_length(texts)).astype(np.int64)
+@intrinsic
+def _put_word(typing_context, out, at, word):  # type: ignore[no-untyped-def]
+    """Write eight bytes of an array as one number, at any place."""
+
+    def code(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        address = builder.gep(array.data, [arguments[1]])
+        word = builder.bitcast(address, ir.IntType(64).as_pointer())
+        builder.store(arguments[2], word, align=1)
+        return context.get_dummy_value()
+
+    return types.void(out, types.intp, types.uint64), code
 
 
-def _bytes_of(texts: pa.Array) -> memoryview:
-    """The texts one after the other, without a copy."""
-    _, offsets, data = texts.buffers()
-    ends = np.frombuffer(offsets, dtype=np.int32)[texts.offset : texts.offset + len(texts) + 1]
-    return memoryview(data)[int(ends[0]) : int(ends[-1])]
+@_inlined
+def _needs_escape(word: np.uint64) -> np.uint64:
+    """High bits of the bytes that are a control character, a quote or a backslash.
+
+    The subtraction turns on the high bit of a byte that is too small. A borrow may also turn on
+    bits of the bytes after one that was found, never before it.
+    """
+    quote = word ^ (_EACH_BYTE * np.uint64(_QUOTE))
+    backslash = word ^ (_EACH_BYTE * np.uint64(_BACKSLASH))
+    return (
+        ((word - _EACH_BYTE * np.uint64(_FIRST_PRINTABLE)) & ~word)
+        | ((quote - _EACH_BYTE) & ~quote)
+        | ((backslash - _EACH_BYTE) & ~backslash)
+    ) & _HIGH_BITS
+
+
+@_compiled
+def _find_starts(
+    starts: np.ndarray, offsets: np.ndarray, data: np.ndarray, rank: np.ndarray
+) -> int:
+    """Rows at which lists start; their number, or -1 if rows are not ordered by list and rank."""
+    n = 1
+    starts[0] = 0
+    for row in range(1, len(rank)):
+        before, start, end = offsets[row - 1], offsets[row], offsets[row + 1]
+        if start - before == end - start and _are_equal(data, before, start, end - start):
+            if rank[row] < rank[row - 1]:
+                return -1
+            continue
+        shorter = min(start - before, end - start)
+        at = 0
+        while at < shorter and data[before + at] == data[start + at]:
+            at += 1
+        # Bytes of UTF-8 are ordered as DuckDB orders texts.
+        if at < shorter and data[before + at] > data[start + at]:
+            return -1
+        if at == shorter and start - before > end - start:
+            return -1
+        starts[n] = row
+        n += 1
+    return n
+
+
+@_compiled
+def _write(
+    out: np.ndarray,
+    head: np.ndarray,
+    ends: np.ndarray,
+    ids: _Text,
+    products: _Text,
+    score_texts: _Text,
+    sources: _Text,
+    reasons: _Text,
+    millionths: np.ndarray,
+    why_rows: np.ndarray,
+) -> int:
+    """Write the commands of the lists ends[0]:ends[1], ends[1]:ends[2], ...; the bytes written."""
+    n_lists = len(ends) - 1
+    n_digits = 3
+    at = 0
+    for each in range(n_lists):
+        if each % _LISTS_PER_COMMAND == 0:
+            out[at] = _COUNT
+            at = _put_number(out, at + 1, 2 + 2 * min(_LISTS_PER_COMMAND, n_lists - each))
+            at = _put(out, at, head, 0, len(head))
+        id_start, id_end = ids[0][ends[each]], ids[0][ends[each] + 1]
+        out[at] = _LENGTH
+        at = _put_number(out, at + 1, id_end - id_start)
+        at = _put(out, at, _LINE_END, 0, 2)
+        at = _put(out, at, ids[1], id_start, id_end)
+        at = _put(out, at, _LINE_END, 0, 2)
+        # The value's length stands before it, and nearly always has as many digits as that of the
+        # list before.
+        begin = at + 1 + n_digits + 2
+        end = _put_value(
+            out,
+            begin,
+            ends[each],
+            ends[each + 1],
+            products,
+            score_texts,
+            sources,
+            reasons,
+            millionths,
+            why_rows,
+        )
+        n_bytes = end - begin - 2
+        found = _n_digits(n_bytes)
+        if found != n_digits:
+            end = _shift(out, begin, end, found - n_digits)
+            n_digits = found
+        out[at] = _LENGTH
+        at = _put_number(out, at + 1, n_bytes)
+        _put(out, at, _LINE_END, 0, 2)
+        at = end
+    return at
+
+
+@_inlined
+def _put_value(
+    out: np.ndarray,
+    at: int,
+    start: int,
+    end: int,
+    products: _Text,
+    score_texts: _Text,
+    sources: _Text,
+    reasons: _Text,
+    millionths: np.ndarray,
+    why_rows: np.ndarray,
+) -> int:
+    n_whys = 0
+    at = _put(out, at, _VALUE_START, 0, len(_VALUE_START))
+    for row in range(start, end):
+        position = 0
+        while position < n_whys and not (
+            _is_same(reasons, row, why_rows[position])
+            and _is_same(sources, row, why_rows[position])
+        ):
+            position += 1
+        if position == n_whys:
+            why_rows[n_whys] = row
+            n_whys += 1
+        if row > start:
+            out[at] = _COMMA
+            at += 1
+        out[at] = _OPEN
+        at = _put_json(out, at + 1, products, row)
+        out[at] = _COMMA
+        if _is_there(score_texts, row):
+            offsets, data, _, _ = score_texts
+            at = _put(out, at + 1, data, offsets[row], offsets[row + 1])
+        else:
+            at = _put_millionths(out, at + 1, millionths[row])
+        out[at] = _COMMA
+        at = _put_number(out, at + 1, position)
+        out[at] = _CLOSE
+        at += 1
+    at = _put(out, at, _VALUE_MIDDLE, 0, len(_VALUE_MIDDLE))
+    for position in range(n_whys):
+        if position > 0:
+            out[at] = _COMMA
+            at += 1
+        out[at] = _OPEN
+        at = _put_json(out, at + 1, sources, why_rows[position])
+        out[at] = _COMMA
+        at = _put_json(out, at + 1, reasons, why_rows[position])
+        out[at] = _CLOSE
+        at += 1
+    return _put(out, at, _VALUE_END, 0, len(_VALUE_END))
+
+
+@_inlined
+def _is_there(texts: _Text, row: int) -> bool:
+    _, _, bits, first = texts
+    if len(bits) == 0:
+        return True
+    return (bits[(first + row) >> 3] >> ((first + row) & 7)) & 1 == 1
+
+
+@_inlined
+def _is_same(texts: _Text, row: int, other: int) -> bool:
+    offsets, data, _, _ = texts
+    start, other_start = offsets[row], offsets[other]
+    n_bytes = offsets[row + 1] - start
+    if offsets[other + 1] - other_start != n_bytes:
+        return False
+    if n_bytes == 0:
+        return _is_there(texts, row) == _is_there(texts, other)
+    return _are_equal(data, start, other_start, n_bytes)
+
+
+@_inlined
+def _are_equal(data: np.ndarray, start: int, other: int, n_bytes: int) -> bool:
+    # From the end, since that is where ids and reasons differ.
+    while n_bytes >= _WORD:
+        n_bytes -= _WORD
+        if _word_at(data, start + n_bytes) != _word_at(data, other + n_bytes):
+            return False
+    if n_bytes == 0:
+        return True
+    if max(start, other) + _WORD <= len(data):
+        difference = _word_at(data, start) ^ _word_at(data, other)
+        return difference << np.uint64(8 * (_WORD - n_bytes)) == 0
+    while n_bytes > 0 and data[start + n_bytes - 1] == data[other + n_bytes - 1]:
+        n_bytes -= 1
+    return n_bytes == 0
+
+
+@_inlined
+def _put(out: np.ndarray, at: int, data: np.ndarray, start: int, end: int) -> int:
+    for each in range(end - start):
+        out[at + each] = data[start + each]
+    return at + end - start
+
+
+@_inlined
+def _put_json(out: np.ndarray, at: int, texts: _Text, row: int) -> int:
+    if not _is_there(texts, row):
+        return _put(out, at, _NULL, 0, len(_NULL))
+    offsets, data, _, _ = texts
+    start, end = offsets[row], offsets[row + 1]
+    out[at] = _QUOTE
+    at += 1
+    # Eight bytes at once as far as none needs an escape; no read goes beyond the data.
+    while start < end and start + _WORD <= len(data):
+        word = _word_at(data, start)
+        n_bytes = min(end - start, _WORD)
+        if _needs_escape(word) & (_ALL_BITS >> np.uint64(8 * (_WORD - n_bytes))):
+            break
+        # What is too much is written over by what follows.
+        _put_word(out, at, word)
+        start += n_bytes
+        at += n_bytes
+    for each in range(start, end):
+        byte = data[each]
+        if byte < _FIRST_PRINTABLE:
+            out[at] = _BACKSLASH
+            out[at + 1] = ord("u")
+            out[at + 2] = _ZERO
+            out[at + 3] = _ZERO
+            out[at + 4] = _HEX[byte >> 4]
+            out[at + 5] = _HEX[byte & 15]
+            at += 6
+            continue
+        if byte in (_QUOTE, _BACKSLASH):
+            out[at] = _BACKSLASH
+            at += 1
+        out[at] = byte
+        at += 1
+    out[at] = _QUOTE
+    return at + 1
+
+
+@_inlined
+def _n_digits(number: int) -> int:
+    n = 1
+    while number >= 10:
+        number //= 10
+        n += 1
+    return n
+
+
+@_inlined
+def _put_number(out: np.ndarray, at: int, number: int) -> int:
+    if number < 10:
+        out[at] = _ZERO + number
+        return at + 1
+    end = at + _n_digits(number)
+    for place in range(end - 1, at - 1, -1):
+        out[place] = _ZERO + number % 10
+        number //= 10
+    return end
+
+
+@_inlined
+def _put_millionths(out: np.ndarray, at: int, millionths: int) -> int:
+    if millionths < 0:
+        out[at] = _MINUS
+        at += 1
+        millionths = -millionths
+    # Unsigned: signed division takes a branch more for Python's rounding.
+    number = np.uint64(millionths)
+    whole = number // np.uint64(_MILLION)
+    at = _put_number(out, at, whole)
+    out[at] = _POINT
+    part = np.uint32(number - whole * np.uint64(_MILLION))
+    for place in range(at + DECIMALS - 1, at, -2):
+        rest = part // np.uint32(100)
+        pair = 2 * (part - np.uint32(100) * rest)
+        out[place] = _PAIRS[pair]
+        out[place + 1] = _PAIRS[pair + 1]
+        part = rest
+    return at + 1 + DECIMALS
+
+
+@_inlined
+def _shift(out: np.ndarray, start: int, end: int, by: int) -> int:
+    """Move out[start:end] by a few places."""
+    if by > 0:
+        for each in range(end - 1, start - 1, -1):
+            out[each + by] = out[each]
+    else:
+        for each in range(start, end):
+            out[each + by] = out[each]
+    return end + by

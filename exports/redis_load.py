@@ -3,24 +3,31 @@
 Belongs here: everything that writes Redis. Does not belong here: keys and values (`lists.py`),
 reading (`reader.py`), starting a server (`redis_server.py`).
 
-A version's keys are written beside the live ones, then counted and compared with the table, then
-`recmart:{version}:manifest` says that the version is whole, and only then may `recmart:current`
-name it. A kill before that leaves keys that nobody reads and that expire. Loading again repairs.
+A version is five keys: a hash for each kind of list, and `recmart:{version}:manifest`. The hashes
+are written beside the live ones, then counted and compared with the table, then the manifest says
+that the version is whole, and only then may `recmart:current` name it. A kill before that leaves
+keys that nobody reads and that expire. Loading again repairs.
 
-How it is fast: DuckDB makes the text of every item and of every distinct reason, numpy computes
-where each piece belongs, Arrow glues the pieces to one buffer of Redis protocol per 250,000 items,
-and the buffer goes to a socket as it is while the replies are counted. Nothing loops over users.
+Why hashes, and not a key for each list: a million SETs with a TTL keep the server's one thread busy
+for 2.5 s, the same lists as fields of a hash for 1.2 s, and that thread is what a load waits for.
+They take 90 bytes a list less, are counted without asking for each, expire with one command, and
+are taken away by one UNLINK, which frees the memory in another thread. The price: a hash that
+expires (only if the line has stopped for the whole TTL) is freed at once, 0.7 s for a
+million lists, unless the server has `lazyfree-lazy-expire yes`, as the embedded one has.
 
-Memory, measured on Redis 6.2: 840 bytes a user with 20 products and 5 different reasons (730 of
-them the value; 1,550 with the reason in each item; 640 as MessagePack). While a version is loaded,
-Redis holds one more than is retained.
+How it is fast: a compiled loop turns Arrow's buffers into Redis protocol (`redis_commands.py`), and
+three threads, each with a socket and a range of ids, fetch, turn and send at the same time. Nothing
+in Python loops over lists.
 
-Limits: one Redis server (a cluster would need all keys of a MGET in one slot). Its policy must not
-evict: `allkeys-*`, and `volatile-*` as soon as keys have a TTL, drop keys of the live version when
-memory runs out, without an error.
+Memory, measured on Redis 6.2: 790 bytes a user with 20 products and 5 different reasons (720 of
+them the value). While a version is loaded, Redis holds one more than is retained.
 
-Rights of the publishing user: ~recmart:* +ping +hello +auth +select +info +get +mget +set +del
-+unlink +exists +scan +ttl +echo.
+Limits: one Redis server (a cluster would put a version's hashes on different ones). Its policy must
+not evict: `allkeys-*`, and `volatile-*` as soon as keys have a TTL, drop keys of the live version
+when memory runs out, without an error.
+
+Rights of the publishing user: ~recmart:* +ping +hello +auth +select +info +get +set +hset +hmget
++hlen +expire +persist +unlink +scan +ttl.
 """
 
 import json
@@ -32,28 +39,37 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 
 import duckdb
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import redis
 
 from exports.errors import RedisLoadError, without_password
-from exports.lists import KINDS, POINTER, decode, key, manifest_key, rows_sql
+from exports.lists import (
+    KINDS,
+    POINTER,
+    decode,
+    key,
+    manifest_key,
+    published_score,
+    rows_sql,
+)
 from exports.redis_client import UNCHANGED, Stream, connected
-from exports.redis_commands import as_arrow, to_commands, to_exists
+from exports.redis_commands import OutOfOrder, to_commands
 from exports.versions import Version
 
-# Items per buffer: about 60 MB of Arrow and numpy a socket while it is built.
-_ITEMS_PER_BUFFER = 250_000
-# One socket waits for its buffer while the other sends.
-_SOCKETS = 2
-_IDS_PER_BUFFER = 100_000
+# Rows per batch: 2 MB of protocol, so that it is still in the processor's cache when it is sent.
+_ROWS_PER_BATCH = 50_000
+# Lists per range of ids: few enough that all threads end at about the same time.
+_LISTS_PER_RANGE = 50_000
+# The server has one thread: while two wait for it, the third makes its next bytes.
+_SOCKETS = 3
 _SAMPLE_LISTS = 1_000
-# Measured on Redis 6.2: key of 50 bytes, object, two hash table entries (key and expiry).
-_BYTES_PER_KEY = 220
+# Measured on Redis 6.2, beside the bytes of the command: hash table entry, rounding of sizes.
+_BYTES_PER_LIST = 60
+# The manifest goes first, so that it never speaks for lists that have expired.
+_LISTS_OUTLIVE_MANIFEST = 1.1
 
 # Kind, and the list ids (above, up to].
-_Range = tuple[str, str | None, str]
+_Range = tuple[str, str | None, str | None]
 
 
 @dataclass(frozen=True)
@@ -83,16 +99,15 @@ def load_version(
         connection: The warehouse, holding the version's rows; not inside a transaction.
         version: What to load.
         redis_url: redis://, rediss:// (TLS) or unix://, with user, password and database number.
-        ttl_seconds: Keys expire after this and up to 10 % more, so that not all expire at once;
-            0 for never.
+        ttl_seconds: Keys expire after this (the manifest) or a tenth more (the lists); 0 for never.
         progress: Called with the lists loaded so far and all lists, in this thread.
 
     Raises:
         RedisLoadError: with what to do, for every way in which Redis can refuse or lose a key.
     """
     with connected(redis_url) as client:
-        lists = _all_lists(connection, version.version)
-        n_lists = {each.kind: len(each.ids) for each in lists}
+        lists = _all_lists(connection, version)
+        n_lists = {each.kind: each.n for each in lists}
         if _is_loaded(client, version, n_lists, ttl_seconds):
             with suppress(RedisLoadError):
                 _verify(connection, client, version, lists, redis_url)
@@ -102,9 +117,9 @@ def load_version(
         name = manifest_key(version.version)
         lifetime = ttl_seconds or None
         try:
-            # Empty until verified: nothing may switch to it, and the clean-up finds what a killed
-            # load leaves. Not over the manifest of the live version, which readers look at.
-            client.set(name, "{}", nx=_current(client) == version.version, ex=lifetime)
+            # Not the live version's: readers look at them.
+            if _current(client) != version.version:
+                _unlink_version(client, version.version)
             n_bytes = _send_lists(
                 connection, version.version, lists, redis_url, ttl_seconds, progress
             )
@@ -112,7 +127,7 @@ def load_version(
             client.set(name, _manifest(version, n_lists), ex=lifetime)
         except (RedisLoadError, redis.RedisError, OSError):
             with suppress(redis.RedisError, OSError):
-                _take_back(client, version.version, redis_url)
+                _take_back(client, version.version)
             raise
     return LoadReport(version.version, n_lists, n_bytes)
 
@@ -148,26 +163,17 @@ def current_redis(*, redis_url: str) -> str | None:
 def remove_versions(*, redis_url: str, keep: Collection[str]) -> list[str]:
     """Unlink all keys of versions but those to keep and the one recmart:current names.
 
-    What killed loads left is found too. SCAN and UNLINK in batches: readers wait a few
-    milliseconds at most.
+    What killed loads left is found too. Readers do not wait: another thread of the server frees
+    the memory.
 
     Returns:
         The versions of which keys were removed.
     """
     with connected(redis_url) as client:
-        found = [
-            name.split(b":")[1].decode()
-            for keys in _scan(client, manifest_key("*"))
-            for name in keys
-            # An id may end in ":manifest" too.
-            if name.count(b":") == 2
-        ]
-        removed = sorted({*found} - {*keep, _current(client)})
+        found = {name.decode().split(":")[1] for name in _scan(client, "recmart:*:*")}
+        removed = sorted(found - {*keep, _current(client)})
         for version in removed:
-            # Whole no more, so nothing may switch to it. A full server refuses this, no harm done.
-            with suppress(redis.OutOfMemoryError):
-                client.set(manifest_key(version), "{}", xx=True)
-            _unlink_version(client, version, redis_url)
+            _unlink_version(client, version)
         return removed
 
 
@@ -236,14 +242,14 @@ def _check_headroom(
         return
     needed = 0.0
     for each in lists:
-        ids = each.sample(seed=version.seed)
-        if not ids:
-            continue
-        rows = _fetch(connection, version.version, each.kind, ids=ids)
-        n_bytes = len(to_commands(rows, version.version, each.kind, ttl_seconds=1)) / len(ids)
-        n_there = client.exists(*(key(version.version, each.kind, list_id) for list_id in ids))
+        n_there = client.hlen(key(version.version, each.kind))
         assert isinstance(n_there, int)
-        needed += (1 - n_there / len(ids)) * len(each.ids) * (n_bytes + _BYTES_PER_KEY)
+        if not each.sample or n_there >= each.n:
+            continue
+        rows = _fetch(connection, version.version, each.kind, ids=each.sample, is_sorted=True)
+        commands = to_commands(rows, key(version.version, each.kind))
+        n_bytes = sum(len(each.content) for each in commands) / len(each.sample)
+        needed += (each.n - n_there) * (n_bytes + _BYTES_PER_LIST)
     free = limit - int(memory["used_memory"])
     if needed > free:
         raise RedisLoadError(
@@ -258,71 +264,70 @@ def _megabytes(n_bytes: float) -> str:
     return f"{max(n_bytes, 0) / 1e6:,.1f} MB"
 
 
-def _scan(client: redis.Redis, pattern: str) -> Iterator[list[bytes]]:
+def _scan(client: redis.Redis, pattern: str) -> Iterator[bytes]:
     cursor = 0
     while True:
         reply = client.scan(cursor, match=pattern, count=2_000)
         assert isinstance(reply, tuple)
         cursor, keys = reply
-        yield [each if isinstance(each, bytes) else each.encode() for each in keys]
+        for each in keys:
+            assert isinstance(each, bytes)
+            yield each
         if cursor == 0:
             return
 
 
-def _unlink_version(client: redis.Redis, version: str, redis_url: str) -> None:
-    with Stream(redis_url) as stream:
-        # All kinds, not yet the manifest: a clean-up that is killed finds the rest by it.
-        stream.unlink_matching(f"recmart:{version}:[^m]*")
-    client.unlink(manifest_key(version))
+def _unlink_version(client: redis.Redis, version: str) -> None:
+    # In one command, and the manifest first: a version that has one is whole.
+    client.unlink(manifest_key(version), *(key(version, kind) for kind in KINDS))
 
 
-def _take_back(client: redis.Redis, version: str, redis_url: str) -> None:
+def _take_back(client: redis.Redis, version: str) -> None:
     """Free the memory of a version that did not load. The live one keeps what it has."""
     if _current(client) != version:
-        _unlink_version(client, version, redis_url)
+        _unlink_version(client, version)
 
 
 @dataclass(frozen=True)
 class _Lists:
-    """The ids of the lists of one kind, in order, and how many items they have together."""
+    """How many lists of a kind there are, and the ids of some of them, in order."""
 
     kind: str
-    ids: pa.Array
-    n_items: int
+    n: int
+    sample: list[str]
 
-    def ranges(self) -> list[tuple[str | None, str]]:
-        """Ranges (above, up to] of list ids, each of about one buffer."""
-        if len(self.ids) == 0:
+    def ranges(self) -> list[_Range]:
+        """Ranges of list ids that together hold all lists, with about as many lists each."""
+        if self.n == 0:
             return []
-        step = max(1, _ITEMS_PER_BUFFER * len(self.ids) // self.n_items)
-        last = np.minimum(np.arange(step, len(self.ids) + step, step), len(self.ids)) - 1
-        ends = self.ids.take(as_arrow(last)).to_pylist()
-        return list(zip([None, *ends[:-1]], ends, strict=True))
-
-    def sample(self, *, seed: int) -> list[str]:
-        """Some ids, the same for the same seed."""
-        n = min(_SAMPLE_LISTS, len(self.ids))
-        chosen = np.random.default_rng(seed).choice(len(self.ids), n, replace=False)
-        return list(self.ids.take(as_arrow(chosen)).to_pylist())
+        n_ranges = min(-(-self.n // _LISTS_PER_RANGE), len(self.sample))
+        ends = [self.sample[len(self.sample) * each // n_ranges] for each in range(1, n_ranges)]
+        return [
+            (self.kind, above, up_to)
+            for above, up_to in zip([None, *ends], [*ends, None], strict=True)
+        ]
 
 
-def _all_lists(connection: duckdb.DuckDBPyConnection, version: str) -> list[_Lists]:
+def _all_lists(connection: duckdb.DuckDBPyConnection, version: Version) -> list[_Lists]:
     lists = []
-    parameters = {"version": version}
     with connection.cursor() as cursor:
         for kind in KINDS:
-            rows = rows_sql(kind, has_versions=True)
-            first_rows = rows_sql(kind, has_versions=True, condition="rank = 1")
-            # By its first rank, which costs a fifth of a group by. Lists without a rank 1 show
+            # By their first ranks, which costs a fifth of a group by. Lists without a rank 1 show
             # when what was sent is counted.
-            ids = cursor.sql(
-                f"select list_id from ({first_rows}) order by list_id", params=parameters
-            ).to_arrow_table()
-            counted = cursor.sql(f"select count(*) from ({rows})", params=parameters).fetchall()
-            lists.append(_Lists(kind, ids.column(0).combine_chunks(), counted[0][0]))
-    if lists[0].n_items == 0:
+            first_rows = rows_sql(kind, has_versions=True, condition="rank = 1")
+            parameters = {"version": version.version}
+            ((n,),) = cursor.execute(f"select count(*) from ({first_rows})", parameters).fetchall()
+            # The same for the same seed.
+            sample = cursor.execute(
+                f"select list_id from ({first_rows}) order by hash(list_id, $seed), list_id "
+                f"limit {_SAMPLE_LISTS}",
+                {**parameters, "seed": version.seed},
+            ).fetchall()
+            lists.append(_Lists(kind, n, sorted({list_id for (list_id,) in sample})))
+    if lists[0].n == 0:
         raise RedisLoadError(
-            f"Version {version} has no rows in serving.recommendations: stage it first. {UNCHANGED}"
+            f"Version {version.version} has no rows in serving.recommendations: stage it first. "
+            f"{UNCHANGED}"
         )
     return lists
 
@@ -335,12 +340,9 @@ def _fetch(
     above: str | None = None,
     up_to: str | None = None,
     ids: list[str] | None = None,
-) -> pa.Table:
-    """The items of some lists, ordered by list and rank.
-
-    Columns: list_id; rank; item, the JSON of product and score with a comma after each; why, the
-    JSON of source and reason; salt, a number per list.
-    """
+    is_sorted: bool,
+) -> Iterator[pa.RecordBatch]:
+    """The rows of some lists, sorted by list and rank, or as they are stored."""
     conditions = ["true"]
     parameters: dict[str, object] = {"version": version}
     for name, value, condition in (
@@ -351,31 +353,11 @@ def _fetch(
         if value is not None:
             conditions.append(condition)
             parameters[name] = value
+    rows = rows_sql(kind, has_versions=True, condition=" and ".join(conditions))
+    if is_sorted:
+        rows = f"select * from ({rows}) order by list_id, rank"
     with connection.cursor() as cursor:
-        rows = cursor.sql(
-            f"""
-            select
-                list_id,
-                rank,
-                concat(to_json(product_id), ',', score_text, ',') as item,
-                concat('[', to_json(source), ',', coalesce(to_json(reason), 'null'), ']') as why,
-                hash(list_id) as salt
-            from ({rows_sql(kind, has_versions=True, condition=" and ".join(conditions))})
-            """,
-            params=parameters,
-        ).to_arrow_table()
-    # Stored in order and so nearly always read in order. Asking costs a tenth of sorting again.
-    in_order = [("list_id", "ascending"), ("rank", "ascending")]
-    return rows if _is_ordered(rows) else rows.sort_by(in_order)
-
-
-def _is_ordered(rows: pa.Table) -> bool:
-    ids, rank = rows["list_id"].combine_chunks(), rows["rank"].combine_chunks()
-    comes_later = pc.or_(
-        pc.greater(ids[1:], ids[:-1]),
-        pc.and_(pc.equal(ids[1:], ids[:-1]), pc.greater(rank[1:], rank[:-1])),
-    )
-    return bool(pc.all(comes_later, min_count=0).as_py())
+        yield from cursor.sql(rows, params=parameters).to_arrow_reader(_ROWS_PER_BATCH)
 
 
 def _send_lists(
@@ -390,14 +372,27 @@ def _send_lists(
 
     def send(stream: Stream, part: _Range) -> tuple[int, int]:
         kind, above, up_to = part
-        rows = _fetch(connection, version, kind, above=above, up_to=up_to)
-        n = pc.count_distinct(rows["list_id"]).as_py()
-        commands = to_commands(rows, version, kind, ttl_seconds=ttl_seconds)
-        stream.exchange(commands, n)
-        return n, len(commands)
+        name = key(version, kind)
+        lifetime = _lifetime(name, ttl_seconds)
+        # Stored in order and so nearly always read in order; sorting again costs thrice the rest.
+        for is_sorted in (False, True):
+            rows = _fetch(connection, version, kind, above=above, up_to=up_to, is_sorted=is_sorted)
+            n = n_bytes = 0
+            try:
+                for commands in to_commands(rows, name):
+                    stream.send(commands.content, commands.n_commands)
+                    # Each time: a load that is killed must leave nothing that stays for ever.
+                    stream.send(lifetime, 1)
+                    n += commands.n_lists
+                    n_bytes += len(commands.content)
+            except OutOfOrder:
+                continue
+            stream.finish()
+            return n, n_bytes
+        raise AssertionError(f"the rows of {name} are not sorted by their ids' bytes")
 
-    parts = [(each.kind, above, up_to) for each in lists for above, up_to in each.ranges()]
-    n_all = sum(len(each.ids) for each in lists)
+    parts = [part for each in lists for part in each.ranges()]
+    n_all = sum(each.n for each in lists)
     n_done = n_bytes = 0
     for n, n_sent in _in_parallel(send, parts, redis_url):
         n_done += n
@@ -411,6 +406,15 @@ def _send_lists(
             f"schema ml. {UNCHANGED}"
         )
     return n_bytes
+
+
+def _lifetime(name: str, ttl_seconds: int) -> memoryview:
+    """The command that makes a hash expire, or never."""
+    seconds = str(int(ttl_seconds * _LISTS_OUTLIVE_MANIFEST))
+    arguments = ["EXPIRE", name, seconds] if ttl_seconds else ["PERSIST", name]
+    texts = [argument.encode() for argument in arguments]
+    pieces = [b"$%d\r\n%s\r\n" % (len(text), text) for text in texts]
+    return memoryview(b"*%d\r\n" % len(texts) + b"".join(pieces))
 
 
 def _in_parallel(
@@ -453,27 +457,19 @@ def _verify(
     lists: list[_Lists],
     redis_url: str,
 ) -> None:
-    """Ask for every key by its name, and compare a sample of the lists with the table."""
-    with Stream(redis_url) as stream:
-        for each in lists:
-            n_found = _count_keys(stream, each, version.version)
-            if n_found != len(each.ids):
-                raise RedisLoadError(
-                    f"Redis at {without_password(redis_url)} has {n_found:,} of "
-                    f"{len(each.ids):,} {each.kind} lists of version {version.version}: it lost "
-                    "keys, by a restart or by evicting. Look at its log and maxmemory, and load "
-                    f"again. {UNCHANGED}"
-                )
+    """Count the lists in Redis, and compare a sample of them with the table."""
+    for each in lists:
+        n_found = client.hlen(key(version.version, each.kind))
+        assert isinstance(n_found, int)
+        if n_found != each.n:
+            raise RedisLoadError(
+                f"Redis at {without_password(redis_url)} has {n_found:,} of "
+                f"{each.n:,} {each.kind} lists of version {version.version}: it lost "
+                "some, by a restart or by evicting, or something else writes under the prefix "
+                f"recmart:. Look at its log and maxmemory, and load again. {UNCHANGED}"
+            )
     for each in lists:
         _compare_sample(connection, client, version, each, redis_url)
-
-
-def _count_keys(stream: Stream, lists: _Lists, version: str) -> int:
-    n_found = 0
-    for start in range(0, len(lists.ids), _IDS_PER_BUFFER):
-        ids = lists.ids.slice(start, _IDS_PER_BUFFER)
-        n_found += stream.exchange(*to_exists(ids, version, lists.kind))
-    return n_found
 
 
 def _compare_sample(
@@ -483,26 +479,24 @@ def _compare_sample(
     lists: _Lists,
     redis_url: str,
 ) -> None:
-    expected: dict[str, list[tuple[str, float, str, str | None]]]
-    expected = {list_id: [] for list_id in lists.sample(seed=version.seed)}
-    if not expected:
+    if not lists.sample:
         return
-    chosen = "list_id in (select unnest($ids))"
-    for list_id, product_id, score, source, reason in connection.execute(
-        "select list_id, product_id, score_text::double, source, reason "
-        f"from ({rows_sql(lists.kind, has_versions=True, condition=chosen)}) "
-        "order by list_id, rank",
-        {"version": version.version, "ids": list(expected)},
+    expected: dict[str, list[tuple[str, float, str, str | None]]]
+    expected = {list_id: [] for list_id in lists.sample}
+    chosen = rows_sql(lists.kind, has_versions=True, condition="list_id in (select unnest($ids))")
+    for list_id, _, product_id, millionths, text, source, reason in connection.execute(
+        f"select * from ({chosen}) order by list_id, rank",
+        {"version": version.version, "ids": lists.sample},
     ).fetchall():
-        expected[list_id].append((product_id, score, source, reason))
-    names = [key(version.version, lists.kind, list_id) for list_id in expected]
-    values = client.mget(names)
+        expected[list_id].append((product_id, published_score(millionths, text), source, reason))
+    name = key(version.version, lists.kind)
+    values = client.hmget(name, lists.sample)
     assert isinstance(values, list)
-    for name, rows, value in zip(names, expected.values(), values, strict=True):
+    for (list_id, rows), value in zip(expected.items(), values, strict=True):
         found = [] if value is None else decode(value)
         if [(each.product_id, each.score, each.source, each.reason) for each in found] != rows:
             raise RedisLoadError(
-                f"{name} in Redis at {without_password(redis_url)} is not what the table holds: "
-                "something else writes under the prefix recmart:, or the key expired. Load again. "
-                f"{UNCHANGED}"
+                f"{name}, field {list_id}, in Redis at {without_password(redis_url)} is not what "
+                "the table holds: something else writes under the prefix recmart:, or the key "
+                f"expired. Load again. {UNCHANGED}"
             )

@@ -132,6 +132,8 @@ class EmbeddedRedis:
                     *("--save", "300 1"),
                     # All of it can be loaded again: better unsaved than refusing to be written.
                     *("--stop-writes-on-bgsave-error", "no"),
+                    # A hash of a million lists that expires is freed beside the readers' thread.
+                    *("--lazyfree-lazy-expire", "yes"),
                 ],
                 cwd=self._folder,
                 stdin=subprocess.DEVNULL,

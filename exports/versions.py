@@ -504,6 +504,32 @@ def fingerprint(
     return Fingerprint(surface.name, counted[0], digest)
 
 
+def order_sql(
+    connection: duckdb.DuckDBPyConnection, surface: Surface, rows: str, **parameters: object
+) -> str:
+    """The ORDER BY that these rows need to come out sorted by their grain; none if they do anyway.
+
+    Asking costs a thirtieth of writing the table, sorting what is sorted a quarter.
+
+    Args:
+        connection: Where the rows can be queried.
+        surface: Names the grain.
+        rows: A select.
+        parameters: Of that select.
+    """
+    former = ", ".join(f"lag({name}) over () as former_{name}" for name in surface.grain)
+    *first, last = surface.grain
+    comes_before = f"{last} < former_{last}"
+    for name in reversed(first):
+        comes_before = f"{name} < former_{name} or ({name} = former_{name} and ({comes_before}))"
+    found = connection.execute(
+        f"select 1 from (select {surface.grain_list}, {former} from ({rows})) "
+        f"where {comes_before} or not current_setting('preserve_insertion_order') limit 1",
+        parameters,
+    ).fetchall()
+    return f"order by {surface.grain_list}" if found else ""
+
+
 def combined_hash(found: list[Fingerprint]) -> str:
     """One hash over the surfaces of a version."""
     lines = [f"{each.surface}:{each.n_rows}:{each.content_hash}\n" for each in found]
@@ -551,12 +577,12 @@ def _source_fingerprint(
 def _copy_rows(
     connection: duckdb.DuckDBPyConnection, surface: Surface, version: str, popular_depth: int
 ) -> None:
-    # Ordered once here: every later step asks for this order again, and sorting what is sorted
-    # costs next to nothing; and a look-up by id reads one row group instead of all.
+    # Ordered once here, for every later step; and a look-up by id reads one row group instead of
+    # all.
+    source = _source_sql(surface, popular_depth)
     connection.execute(
         f"insert into serving.{surface.name} by name "
-        f"select $version as version, * from ({_source_sql(surface, popular_depth)}) "
-        f"order by {surface.grain_list}",
+        f"select $version as version, * from ({source}) {order_sql(connection, surface, source)}",
         {"version": version},
     )
 

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pytest
 from publishing_for_tests import NOW, STRANGE_IDS, make_shop, open_warehouse, stage
 
@@ -89,6 +90,18 @@ def test_equal_content_gives_equal_bytes_whatever_the_order_of_rows(warehouse, p
         files.write_version_files(other, version, tmp_path / "other")
 
     assert parquet_bytes(tmp_path / "other", version) == first
+
+
+def test_equal_content_gives_equal_bytes_wherever_batches_of_rows_end(monkeypatch):
+    monkeypatch.setattr(files, "_ROWS_PER_GROUP", 4)
+    column = pa.array(range(11))
+
+    def groups(rows_per_batch):
+        batches = pa.table({"n": column}).to_batches(rows_per_batch)
+        reader = pa.RecordBatchReader.from_batches(batches[0].schema, batches)
+        return [table.column("n").chunks for table in files._in_groups(reader)]
+
+    assert groups(1) == groups(3) == groups(11) == [[column[:4]], [column[4:8]], [column[8:]]]
 
 
 def test_nobody_can_open_the_snapshot_for_writing_by_mistake(warehouse, published):

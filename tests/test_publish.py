@@ -291,7 +291,7 @@ def require_whole_redis(redis_url, warehouse):
                 {"version": version},
             ).fetchall()
             assert len(lists) == manifest["n_lists"][kind] > 0
-            assert client.exists(*(key(version, kind, each) for (each,) in lists)) == len(lists)
+            assert set(client.hkeys(key(version, kind))) == {each for (each,) in lists}
         return version
 
 

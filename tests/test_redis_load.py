@@ -26,8 +26,8 @@ from publishing_for_tests import STRANGE_IDS, make_shop, stage
 
 from exports import redis_client, redis_load
 from exports.errors import RedisLoadError
-from exports.lists import KINDS, POINTER, decode, key, manifest_key, rows_sql
-from exports.redis_commands import to_commands
+from exports.lists import KINDS, POINTER, decode, key, manifest_key, published_score, rows_sql
+from exports.redis_commands import OutOfOrder, to_commands
 from exports.redis_server import EmbeddedRedis
 
 HOUR = 3600
@@ -66,7 +66,8 @@ def warehouse():
 @pytest.fixture
 def in_small_buffers(monkeypatch):
     """A few lists a buffer, so that a small shop takes several."""
-    monkeypatch.setattr(redis_load, "_ITEMS_PER_BUFFER", 30)
+    monkeypatch.setattr(redis_load, "_ROWS_PER_BATCH", 30)
+    monkeypatch.setattr(redis_load, "_LISTS_PER_RANGE", 5)
 
 
 def load(warehouse, version, redis_url, *, ttl_seconds=HOUR, progress=None):
@@ -76,29 +77,28 @@ def load(warehouse, version, redis_url, *, ttl_seconds=HOUR, progress=None):
 
 
 def table_lists(warehouse, version):
-    """All lists as the loader should write them, by key."""
+    """All lists as the loader should write them, by kind and id."""
     lists = defaultdict(list)
     for kind in KINDS:
         rows = warehouse.execute(
-            "select list_id, product_id, score_text::double, source, reason "
+            "select list_id, product_id, score_millionths, score_text, source, reason "
             f"from ({rows_sql(kind, has_versions=True)}) order by list_id, rank",
             {"version": version.version},
         ).fetchall()
-        for list_id, *item in rows:
-            lists[key(version.version, kind, list_id)].append(tuple(item))
+        for list_id, product_id, millionths, text, source, reason in rows:
+            score = published_score(millionths, text)
+            lists[kind, list_id].append((product_id, score, source, reason))
     return dict(lists)
 
 
 def redis_lists(client, version):
-    """All lists as they are in Redis, by key."""
-    names = set(client.scan_iter(f"recmart:{version.version}:*"))
-    names.discard(manifest_key(version.version).encode())
+    """All lists as they are in Redis, by kind and id."""
     return {
-        name.decode(): [
-            (item.product_id, item.score, item.source, item.reason)
-            for item in decode(client.get(name))
+        (kind, list_id.decode()): [
+            (item.product_id, item.score, item.source, item.reason) for item in decode(value)
         ]
-        for name in names
+        for kind in KINDS
+        for list_id, value in client.hgetall(key(version.version, kind)).items()
     }
 
 
@@ -123,7 +123,7 @@ def test_a_value_looks_as_the_docs_say(warehouse, client, redis_url):
 
     load(warehouse, version, redis_url)
 
-    assert client.get(key(version.version, "user", "ann")).decode() == (
+    assert client.hget(key(version.version, "user"), "ann").decode() == (
         '{"items":[["p1",3.000000,0],["p2",1.500000,1],["p3",1.000000,2],["p4",0.750000,2],'
         '["p5",0.600000,3]],"why":[["hybrid",null],'
         '["hybrid","Because you bought \\"Lantern No. 0\\""],'
@@ -158,8 +158,8 @@ def test_the_segment_called_all_is_not_the_list_for_all(warehouse, client, redis
 
     load(warehouse, version, redis_url)
 
-    for_all = decode(client.get(key(version.version, "popular", "all")))
-    for_segment = decode(client.get(key(version.version, "popular", "segment:all")))
+    for_all = decode(client.hget(key(version.version, "popular"), "all"))
+    for_segment = decode(client.hget(key(version.version, "popular"), "segment:all"))
     assert ([each.product_id for each in for_segment], for_all[0].product_id) == (["p7"], "p0")
 
 
@@ -172,9 +172,9 @@ def test_scores_keep_six_decimals_or_six_digits(warehouse, client, redis_url):
 
     load(warehouse, version, redis_url)
 
-    found = decode(client.get(key(version.version, "user", "ann")))
+    found = decode(client.hget(key(version.version, "user"), "ann"))
     assert [each.score for each in found] == [1234567.125, 2.0, 0.001, 0.000123457, 0.0]
-    found = decode(client.get(key(version.version, "similar", "p0")))
+    found = decode(client.hget(key(version.version, "similar"), "p0"))
     assert [each.score for each in found] == [1e15, 5e14, 3.33333e14]
 
 
@@ -204,7 +204,26 @@ def test_rows_that_are_not_stored_in_order_arrive_in_order(warehouse, client, re
     assert redis_lists(client, version) == table_lists(warehouse, version)
 
 
-ITEMS = st.tuples(st.text(max_size=3), st.text(max_size=3), st.none() | st.sampled_from("xyz"))
+TEXTS = st.text(max_size=12) | st.sampled_from(
+    ['"\\\x1f/', "eight888", 'seven77"', "\x00" * 9, "é" * 8]
+)
+ITEMS = st.tuples(
+    TEXTS,
+    st.integers(-(10**15), 10**15) | st.sampled_from(["1e-05", "-2.5e+20"]),
+    TEXTS,
+    st.none() | TEXTS,
+)
+COLUMNS = pa.schema(
+    [
+        ("list_id", pa.string()),
+        ("rank", pa.int32()),
+        ("product_id", pa.string()),
+        ("score_millionths", pa.int64()),
+        ("score_text", pa.string()),
+        ("source", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
 
 
 def commands_of(stream):
@@ -222,63 +241,141 @@ def commands_of(stream):
     return commands
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.dictionaries(st.text(max_size=4), st.lists(ITEMS, min_size=1, max_size=5), min_size=1))
-def test_the_buffers_say_what_a_loop_over_lists_would_say(lists):
+@settings(max_examples=200, deadline=None)
+@given(
+    st.dictionaries(st.text(max_size=4), st.lists(ITEMS, min_size=1, max_size=5), min_size=1),
+    st.integers(1, 9),
+)
+def test_the_bytes_say_what_a_loop_over_lists_would_say(lists, rows_per_batch):
     rows = [
         {
             "list_id": list_id,
             "rank": rank,
-            "item": f"{json.dumps(product_id)},{rank}.5,",
-            "why": json.dumps([source, reason]),
-            "salt": 7,
+            "product_id": product_id,
+            "score_millionths": score if isinstance(score, int) else 0,
+            "score_text": score if isinstance(score, str) else None,
+            "source": source,
+            "reason": reason,
         }
-        for list_id, items in sorted(lists.items())
-        for rank, (product_id, source, reason) in enumerate(items, start=1)
+        for list_id, items in sorted(lists.items(), key=lambda each: each[0].encode())
+        for rank, (product_id, score, source, reason) in enumerate(items, start=1)
     ]
-    table = pa.Table.from_pylist(rows).cast(
-        pa.schema(
-            [
-                ("list_id", pa.string()),
-                ("rank", pa.int32()),
-                ("item", pa.string()),
-                ("why", pa.string()),
-                ("salt", pa.uint64()),
-            ]
-        )
-    )
+    table = pa.Table.from_pylist(rows, schema=COLUMNS)
 
-    found = commands_of(bytes(to_commands(table, "v", "user", ttl_seconds=100)))
+    made = [
+        (bytes(each.content), each.n_commands, each.n_lists)
+        for each in to_commands(table.to_batches(rows_per_batch), "recmart:v:user")
+    ]
 
-    assert [(command[0], *command[3:]) for command in found] == [(b"SET", b"EX", b"107")] * len(
-        lists
-    )
+    commands = commands_of(b"".join(content for content, _, _ in made))
+    assert {tuple(command[:2]) for command in commands} == {(b"HSET", b"recmart:v:user")}
+    assert sum(n for _, n, _ in made) == len(commands)
+    assert sum(n for _, _, n in made) == len(lists)
     assert {
-        command[1].decode(): [
-            (item.product_id, item.score, item.source, item.reason) for item in decode(command[2])
+        list_id.decode(): [
+            (item.product_id, item.score, item.source, item.reason) for item in decode(value)
         ]
-        for command in found
+        for command in commands
+        for list_id, value in zip(command[2::2], command[3::2], strict=True)
     } == {
-        f"recmart:v:user:{list_id}": [
-            (product_id, rank + 0.5, source, reason)
-            for rank, (product_id, source, reason) in enumerate(items, start=1)
+        list_id: [
+            (product_id, score / 1e6 if isinstance(score, int) else float(score), source, reason)
+            for product_id, score, source, reason in items
         ]
         for list_id, items in lists.items()
     }
 
 
+@pytest.mark.parametrize(
+    "order", [[("b", 1), ("a", 1)], [("a", 2), ("a", 1)], [("a", 1), ("b", 1), ("a", 2)]]
+)
+@pytest.mark.parametrize("rows_per_batch", [1, 2, 3])
+def test_rows_in_another_order_are_refused(order, rows_per_batch):
+    table = pa.Table.from_pylist(
+        [
+            {
+                "list_id": list_id,
+                "rank": rank,
+                "product_id": "p",
+                "score_millionths": 1,
+                "source": "hybrid",
+            }
+            for list_id, rank in order
+        ],
+        schema=COLUMNS,
+    )
+
+    with pytest.raises(OutOfOrder):
+        list(to_commands(table.to_batches(rows_per_batch), "k"))
+
+
+def test_no_reason_and_an_empty_one_are_told_apart():
+    table = pa.Table.from_pylist(
+        [
+            {
+                "list_id": "a",
+                "rank": rank,
+                "product_id": product_id,
+                "score_millionths": 0,
+                "score_text": "1e-07",
+                "source": "hybrid",
+                "reason": reason,
+            }
+            for rank, (product_id, reason) in enumerate(
+                [("p1", None), ("p2", ""), ("p3", None), ("p4", "")], start=1
+            )
+        ],
+        schema=COLUMNS,
+    )
+
+    (commands,) = to_commands(table.to_batches(), "k")
+
+    assert commands_of(bytes(commands.content))[0][3] == (
+        b'{"items":[["p1",1e-07,0],["p2",1e-07,1],["p3",1e-07,0],["p4",1e-07,1]],'
+        b'"why":[["hybrid",null],["hybrid",""]]}'
+    )
+
+
 # --- lifetime -----------------------------------------------------------------------------------
 
 
-def test_keys_expire_after_the_ttl_and_up_to_a_tenth_more(warehouse, client, redis_url):
+def test_lists_expire_a_tenth_later_than_the_manifest_that_vouches_for_them(
+    warehouse, client, redis_url
+):
     version = stage(warehouse)
 
     load(warehouse, version, redis_url, ttl_seconds=10_000)
 
-    left = [client.ttl(name) for name in client.scan_iter("recmart:*:user:*")]
-    assert min(left) > 9_990
-    assert max(left) <= 11_000
-    assert len(set(left)) > 1
+    left = [client.ttl(key(version.version, kind)) for kind in KINDS]
+    assert 10_990 < min(left) <= max(left) <= 11_000
+    assert 9_990 < client.ttl(manifest_key(version.version)) <= 10_000
+
+
+def test_a_load_that_is_killed_leaves_nothing_that_stays_for_ever(
+    warehouse, client, redis_url, in_small_buffers
+):
+    make_shop(warehouse, users=tuple(f"u{n}" for n in range(101)))
+    version = stage(warehouse)
+
+    def kill(n_done, n_all):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load(warehouse, version, redis_url, progress=kill)
+
+    left = list(client.scan_iter("recmart:*"))
+    assert left
+    assert all(client.ttl(name) > 0 for name in left)
+
+
+def test_lists_that_a_killed_load_left_do_not_stay_in_the_next_one(warehouse, client, redis_url):
+    version = stage(warehouse)
+    client.hset(key(version.version, "user"), "nobody", "left over")
+    client.set(key(version.version, "popular"), "of another type")
+
+    load(warehouse, version, redis_url)
+
+    assert redis_lists(client, version) == table_lists(warehouse, version)
 
 
 def test_a_ttl_of_zero_is_no_ttl(warehouse, client, redis_url):
@@ -303,7 +400,7 @@ def test_a_version_that_is_loaded_is_verified_and_not_sent_again(warehouse, redi
 def test_a_reload_that_fails_cannot_be_switched_to(warehouse, client, redis_url, in_small_buffers):
     version = stage(warehouse)
     load(warehouse, version, redis_url)
-    client.delete(key(version.version, "similar", "p3"))
+    client.hdel(key(version.version, "similar"), "p3")
 
     def fail(n_done, n_all):
         raise KeyboardInterrupt
@@ -315,21 +412,25 @@ def test_a_reload_that_fails_cannot_be_switched_to(warehouse, client, redis_url,
         redis_load.switch_redis(version.version, redis_url=redis_url)
 
 
-@pytest.mark.parametrize("loss", ["key", "ttl", "manifest", "value"])
+@pytest.mark.parametrize("loss", ["list", "hash", "ttl", "manifest", "value"])
 def test_a_loaded_version_that_lost_something_is_loaded_again(warehouse, client, redis_url, loss):
     version = stage(warehouse)
     load(warehouse, version, redis_url)
     redis_load.switch_redis(version.version, redis_url=redis_url)
-    name = key(version.version, "similar", "p3")
+    name = key(version.version, "similar")
     match loss:
-        case "key":
+        case "list":
+            client.hdel(name, "p3")
+        case "hash":
             client.delete(name)
         case "ttl":
             client.expire(manifest_key(version.version), HOUR // 2 - 1)
         case "manifest":
             client.delete(manifest_key(version.version))
         case "value":
-            client.set(name, '{"items":[["p9",1.0,0]],"why":[["similar","Similar product"]]}')
+            client.hset(
+                name, "p3", '{"items":[["p9",1.0,0]],"why":[["similar","Similar product"]]}'
+            )
 
     report = load(warehouse, version, redis_url)
 
@@ -378,7 +479,7 @@ def test_old_versions_are_unlinked_and_nothing_else(warehouse, client, redis_url
         load(warehouse, loaded[-1], redis_url)
     old, killed, kept, live = loaded
     redis_load.switch_redis(live.version, redis_url=redis_url)
-    client.set(manifest_key(killed.version), "{}")
+    client.delete(manifest_key(killed.version))
     client.set("cart:ann", "not ours")
     before = {each: redis_lists(client, each) for each in (kept, live)}
 
@@ -685,7 +786,7 @@ def test_a_server_emptied_half_way_is_caught_by_counting(
             n_left.append(n_all - n_done)
             client.flushall()
 
-    with pytest.raises(RedisLoadError, match=r"of 3 user lists .*: it lost keys"):
+    with pytest.raises(RedisLoadError, match=r"of 3 user lists .*: it lost some"):
         load(warehouse, version, redis_url, progress=empty_once)
 
     assert not client.exists(manifest_key(version.version))
@@ -699,9 +800,11 @@ def test_a_value_that_is_not_the_tables_is_caught_by_the_sample(
 
     def overwrite(n_done, n_all):
         if n_done == n_all:
-            client.set(key(version.version, "similar", "p3"), '{"items":[],"why":[]}')
+            client.hset(key(version.version, "similar"), "p3", '{"items":[],"why":[]}')
 
-    with pytest.raises(RedisLoadError, match=r"similar:p3 in Redis .* is not what the table holds"):
+    with pytest.raises(
+        RedisLoadError, match=r"similar, field p3, in Redis .* is not what the table holds"
+    ):
         load(warehouse, version, redis_url, progress=overwrite)
 
 

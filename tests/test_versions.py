@@ -428,3 +428,30 @@ def test_a_full_disk_is_a_sentence_and_leaves_the_live_version(tmp_path):
     with open_warehouse(tmp_path) as warehouse:
         assert versions.live_version(warehouse) == live
         assert len(served(warehouse)) == 15
+
+
+@pytest.mark.parametrize(
+    ("rows", "is_sorted"),
+    [
+        ([], True),
+        ([("a", 1)], True),
+        ([("a", 1), ("a", 2), ("b", 1)], True),
+        ([("a", 2), ("a", 1)], False),
+        ([("b", 1), ("a", 2)], False),
+    ],
+)
+def test_rows_are_sorted_only_if_they_are_not(warehouse, rows, is_sorted):
+    warehouse.execute("create table stored (user_id varchar, rank integer)")
+    for row in rows:
+        warehouse.execute("insert into stored values (?, ?)", row)
+
+    order = versions.order_sql(warehouse, versions.SURFACES[0], "select * from stored")
+
+    assert order == ("" if is_sorted else "order by user_id, rank")
+
+
+def test_rows_are_sorted_when_duckdb_need_not_keep_their_order(warehouse):
+    warehouse.execute("set preserve_insertion_order = false")
+    rows = "select 'a' as user_id, 1 as rank"
+
+    assert versions.order_sql(warehouse, versions.SURFACES[0], rows) == "order by user_id, rank"
