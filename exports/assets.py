@@ -97,7 +97,7 @@ def candidate(
             version = versions.stage_version(
                 connection,
                 as_of=as_of[0],
-                run_id=context.run_id,
+                run_id=context.run.run_id,
                 seed=recommender.seed,
                 config_hash=publishing.config_hash(recommender),
                 code_version=publishing.code_version,
@@ -254,6 +254,6 @@ def _switch(
         version.version,
         published_dir=publishing.published,
         redis_url=redis_url,
-        run_id=context.run_id,
+        run_id=context.run.run_id,
         happened_at=_now(),
     )

@@ -32,17 +32,17 @@ from ml_assets.models import (
 )
 from ml_assets.recommend import similar_products as nearest_products
 from ml_assets.signal_matrix import TooLittleDataError, build_signal_matrix
-from ml_assets.warehouse import Warehouse, read_table
+from ml_assets.warehouse import MissingTableError, Warehouse, read_table
 
 # Models that can be kept while users' lists are made again; the baselines are for comparison.
 CF_MODELS = ("item_item", "als")
 
 # What lists are made from; None for all columns.
-LISTS_FROM = {
-    "marts.signals": SIGNALS,
-    "marts.users": USERS,
-    "marts.products": PRODUCTS,
-    "marts.popularity": POPULARITY,
+LISTS_FROM: dict[str, list[str] | None] = {
+    "marts.signals": SIGNALS.names(),
+    "marts.users": USERS.names(),
+    "marts.products": PRODUCTS.names(),
+    "marts.popularity": POPULARITY.names(),
     "ml.user_factors": None,
     "ml.item_factors": None,
     "ml.item_neighbours": None,
@@ -309,7 +309,7 @@ def lists(
     """Blend the models, rank the products of every user who is touched, fill up, explain."""
     settings = recommender.checked()
     with warehouse.connect() as connection:
-        table = _read_models(connection)
+        table = _read_all(connection)
         matrix = build_signal_matrix(
             table["marts.signals"],
             user_ids=table["marts.users"]["user_id"],
@@ -352,16 +352,11 @@ def lists(
         yield dg.MaterializeResult(asset_key=["ml", name], metadata=metadata)
 
 
-def _read_models(connection: duckdb.DuckDBPyConnection) -> dict[str, pl.DataFrame]:
+def _read_all(connection: duckdb.DuckDBPyConnection) -> dict[str, pl.DataFrame]:
     try:
-        return {name: read_table(connection, name, frame) for name, frame in LISTS_FROM.items()}
-    except duckdb.CatalogException as error:
-        missing = str(error).splitlines()[0]
-        raise dg.Failure(
-            description="The models or marts that lists are made from are not there: "
-            f"{missing} Run the job daily_recommendations once, which learns them.",
-            allow_retries=False,
-        ) from None
+        return {name: read_table(connection, name, columns) for name, columns in LISTS_FROM.items()}
+    except MissingTableError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from None
 
 
 @dg.asset(

@@ -18,7 +18,6 @@ from ml_assets.recommend import Hybrid, candidate_frame, propose, recommend
 from ml_assets.scoring import Progress
 from ml_assets.signal_matrix import SignalMatrix, available_items
 from ml_assets.touched import (
-    Scored,
     Touched,
     inputs_hashes,
     model_hash,
@@ -136,7 +135,52 @@ def _user_frame(matrix: SignalMatrix, hashes: np.ndarray, rows: np.ndarray) -> p
     return pl.DataFrame({"user_id": matrix.user_ids.gather(rows), "inputs_hash": hashes[rows]})
 
 
-def _read_scored(connection: duckdb.DuckDBPyConnection) -> Scored | None:
+@dataclass(frozen=True)
+class _ScoredTables:
+    """The tables of the run before, as `touched.Scored` wants them."""
+
+    connection: duckdb.DuckDBPyConnection
+    model_hash: str
+
+    def users(self) -> pl.DataFrame:
+        return self.connection.sql("select user_id, inputs_hash from ml.scored_users").pl()
+
+    def products(self) -> pl.DataFrame:
+        return self.connection.sql(
+            "select product_id, title, is_available from ml.scored_products"
+        ).pl()
+
+    def users_with_filled_places(self, sources: list[str]) -> pl.Series:
+        return self._ids(
+            "select distinct user_id from ml.recommendations where list_contains($them, source)",
+            sources,
+        )
+
+    def users_with_full_lists(self, top_n: int) -> pl.Series:
+        return self._ids("select user_id from ml.recommendations where rank = $them", top_n)
+
+    def users_who_were_proposed(self, product_ids: pl.Series) -> pl.Series:
+        return self._ids(
+            "select user_id from ml.candidates where product_id in (select unnest($them))"
+            " union"
+            " select user_id from ml.recommendations where product_id in (select unnest($them))",
+            product_ids.to_list(),
+        )
+
+    def users_who_read_of(self, product_ids: pl.Series) -> pl.Series:
+        return self._ids(
+            "select distinct user_id from ml.recommendations"
+            " where because_product_id in (select unnest($them))",
+            product_ids.to_list(),
+        )
+
+    def _ids(self, sql: str, them: Any) -> pl.Series:
+        if them == []:
+            return pl.Series("user_id", [], dtype=pl.String)
+        return self.connection.sql(sql, params={"them": them}).pl()["user_id"]
+
+
+def _read_scored(connection: duckdb.DuckDBPyConnection) -> _ScoredTables | None:
     connection.execute("create schema if not exists ml")
     found = connection.execute(
         "select count(*) from information_schema.tables "
@@ -146,18 +190,7 @@ def _read_scored(connection: duckdb.DuckDBPyConnection) -> Scored | None:
     if found[0][0] < len(LIST_TABLES):
         return None
     hashes = connection.execute("select distinct model_hash from ml.scored_products").fetchall()
-    if len(hashes) != 1:
-        return None
-    return Scored(
-        model_hash=hashes[0][0],
-        users=connection.sql("select user_id, inputs_hash from ml.scored_users").pl(),
-        products=connection.sql(
-            "select product_id, title, is_available from ml.scored_products"
-        ).pl(),
-        recommendations=connection.sql(
-            "select user_id, product_id, source, because_product_id from ml.recommendations"
-        ).pl(),
-    )
+    return _ScoredTables(connection, hashes[0][0]) if len(hashes) == 1 else None
 
 
 def _make_room(

@@ -8,6 +8,7 @@ are, bit for bit, and would get the same ones if they were made again.
 
 import hashlib
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import polars as pl
@@ -18,21 +19,33 @@ from ml_assets.recommend import Hybrid
 from ml_assets.signal_matrix import SignalMatrix
 
 
-@dataclass(frozen=True)
-class Scored:
-    """What the lists that exist were made from.
+class Scored(Protocol):
+    """What the lists that exist were made from, and whom they are for.
 
-    Attributes:
-        model_hash: See `model_hash`.
-        users: user_id and inputs_hash of each user who has a list.
-        products: product_id, title and is_available of the whole catalogue.
-        recommendations: user_id, product_id, source and because_product_id of every row.
+    Questions and not frames, since the answers are few of many millions of rows.
     """
 
-    model_hash: str
-    users: pl.DataFrame
-    products: pl.DataFrame
-    recommendations: pl.DataFrame
+    @property
+    def model_hash(self) -> str:
+        """See `model_hash`."""
+
+    def users(self) -> pl.DataFrame:
+        """user_id and inputs_hash of each user who has a list."""
+
+    def products(self) -> pl.DataFrame:
+        """product_id, title and is_available of the whole catalogue."""
+
+    def users_with_filled_places(self, sources: list[str]) -> pl.Series:
+        """Users with rows of these sources."""
+
+    def users_with_full_lists(self, top_n: int) -> pl.Series:
+        """Users with that many rows or more."""
+
+    def users_who_were_proposed(self, product_ids: pl.Series) -> pl.Series:
+        """Users who have one of these products among their candidates or on their list."""
+
+    def users_who_read_of(self, product_ids: pl.Series) -> pl.Series:
+        """Users with one of these products in a reason."""
 
 
 @dataclass(frozen=True)
@@ -143,20 +156,19 @@ def touched_users(
     if before.model_hash != hash_of_models:
         return everybody(n_users, "because models or settings changed")
     users = pl.DataFrame({"user_id": matrix.user_ids})
-    known = users.join(before.users, on="user_id", how="left", maintain_order="left")
+    known = users.join(before.users(), on="user_id", how="left", maintain_order="left")
     is_new = known["inputs_hash"].is_null().to_numpy()
     has_new_signals = (known["inputs_hash"].fill_null(0).to_numpy() != hashes) & ~is_new
-    rows = before.recommendations
-    links = [link.source for link in CHAIN]
-    is_filled = _is_in(users, rows.filter(pl.col("source").is_in(links)))
+
+    def among(ids: pl.Series) -> np.ndarray:
+        return matrix.user_ids.is_in(ids.implode()).to_numpy()
+
+    is_filled = among(before.users_with_filled_places([link.source for link in CHAIN]))
     # The shop had nothing left for them: a product that comes can fill the place.
-    full = rows.group_by("user_id").len().filter(pl.col("len") >= top_n)
-    is_short = ~_is_in(users, full) & ~is_new
-    renamed, switched = _changed_products(products, before.products)
-    is_renamed = _is_in(users, rows.filter(pl.col("because_product_id").is_in(renamed.implode())))
-    is_reached = _is_reached(matrix, hybrid, switched) | _is_in(
-        users, rows.filter(pl.col("product_id").is_in(switched.implode()))
-    )
+    is_short = ~among(before.users_with_full_lists(top_n)) & ~is_new
+    renamed, came, went = _changed_products(products, before.products())
+    is_reached = _is_reached(matrix, hybrid, came) | among(before.users_who_were_proposed(went))
+    is_renamed = among(before.users_who_read_of(renamed))
     causes = {
         "are new": is_new,
         "have other signals": has_new_signals,
@@ -171,25 +183,26 @@ def touched_users(
     )
 
 
-def _is_in(users: pl.DataFrame, rows: pl.DataFrame) -> np.ndarray:
-    return users["user_id"].is_in(rows["user_id"].unique().implode()).to_numpy()
-
-
-def _changed_products(now: pl.DataFrame, before: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
-    """Ids of products with another title, and of those whose availability changed."""
+def _changed_products(
+    now: pl.DataFrame, before: pl.DataFrame
+) -> tuple[pl.Series, pl.Series, pl.Series]:
+    """Ids of products with another title, that can be recommended now, and that cannot any more."""
     both = now.select("product_id", "title", "is_available").join(
         before, on="product_id", how="full", suffix="_before", coalesce=True
     )
-    renamed = both.filter(pl.col("title").ne_missing(pl.col("title_before")))
-    switched = both.filter(
-        pl.col("is_available").fill_null(False) != pl.col("is_available_before").fill_null(False)
+    is_there, was_there = (
+        pl.col(column).fill_null(False) for column in ("is_available", "is_available_before")
     )
-    return renamed["product_id"], switched["product_id"]
+    return (
+        both.filter(pl.col("title").ne_missing(pl.col("title_before")))["product_id"],
+        both.filter(is_there & ~was_there)["product_id"],
+        both.filter(was_there & ~is_there)["product_id"],
+    )
 
 
-def _is_reached(matrix: SignalMatrix, hybrid: Hybrid, switched: pl.Series) -> np.ndarray:
+def _is_reached(matrix: SignalMatrix, hybrid: Hybrid, came: pl.Series) -> np.ndarray:
     """`(n_users,)` bool: a model could propose one of these products to the user."""
-    places = matrix.product_ids.is_in(switched.implode()).to_numpy()
+    places = matrix.product_ids.is_in(came.implode()).to_numpy()
     reached = np.zeros(len(matrix.user_ids), dtype=bool)
     if not places.any():
         return reached

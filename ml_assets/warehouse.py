@@ -13,6 +13,10 @@ class WarehouseBusyError(RuntimeError):
     """Another process holds the warehouse."""
 
 
+class MissingTableError(RuntimeError):
+    """A table that an earlier step makes does not exist."""
+
+
 @dataclass(frozen=True)
 class Warehouse:
     """Where the build file is and how much memory a connection may take.
@@ -50,8 +54,17 @@ class Warehouse:
 
 
 def read_table(
-    connection: duckdb.DuckDBPyConnection, table: str, frame: pl.Schema | None = None
+    connection: duckdb.DuckDBPyConnection, table: str, columns: list[str] | None = None
 ) -> pl.DataFrame:
-    """A whole table, or only the columns of a frame, in no stated order."""
-    columns = "*" if frame is None else ", ".join(frame.names())
-    return connection.sql(f"select {columns} from {table}").pl()
+    """A whole table, or only some columns, in no stated order.
+
+    Raises:
+        MissingTableError: if nothing has built it yet.
+    """
+    try:
+        return connection.sql(f"select {', '.join(columns or ['*'])} from {table}").pl()
+    except duckdb.CatalogException as error:
+        raise MissingTableError(
+            f"The table {table} is not there yet. Run the job daily_recommendations once: it "
+            "builds all tables and learns the models."
+        ) from error

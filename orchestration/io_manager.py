@@ -5,7 +5,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from ml_assets.warehouse import Warehouse
+from ml_assets.warehouse import MissingTableError, Warehouse, read_table
 
 
 class WarehouseIOManager(dg.IOManager):
@@ -35,6 +35,8 @@ class WarehouseIOManager(dg.IOManager):
         """Read the table; only the columns of the input's `frame` metadata, if it has one."""
         schema, table = context.asset_key.path
         definition: dict[str, Any] = dict(context.definition_metadata or {})
-        columns = ", ".join(definition["columns"]) if "columns" in definition else "*"
         with self._warehouse.connect() as connection:
-            return connection.sql(f"select {columns} from {schema}.{table}").pl()
+            try:
+                return read_table(connection, f"{schema}.{table}", definition.get("columns"))
+            except MissingTableError as error:
+                raise dg.Failure(description=str(error), allow_retries=False) from None

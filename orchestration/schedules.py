@@ -21,6 +21,9 @@ _LEARNED = dg.AssetSelection.assets(
     ["ml", "product_vectors"],
     ["ml", "content_neighbours"],
     ["ml", "offline_metrics"],
+    ["marts", "backtest_signals"],
+    ["marts", "backtest_popularity"],
+    ["marts", "holdout"],
 )
 
 refresh_recommendations = dg.define_asset_job(

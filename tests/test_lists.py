@@ -395,18 +395,21 @@ def test_a_user_who_is_gone_leaves_nothing_behind(connection, shop):
 
 
 @pytest.mark.parametrize("family, n_reached", [("als", 12), ("item_item", 6)])
-def test_a_product_that_sells_out_or_comes_back_touches_whom_a_model_could_propose_it_to(
+def test_a_product_touches_who_had_it_when_it_sells_out_and_who_could_have_it_when_it_is_back(
     connection, family, n_reached
 ):
     shop = window_shoppers(family)
     sold_out = pl.col("product_id") != "001"
     without = replace(shop, products=shop.products.with_columns(is_available=sold_out))
     make(connection, shop)
+    n_proposed = len(
+        tables(connection)["candidates"].filter(pl.col("product_id") == "001")["user_id"].unique()
+    )
 
-    for today in (without, shop):
+    for today, n_touched in ((without, n_proposed), (shop, n_reached)):
         assert announced(connection, today) == (
-            f"will score {n_reached} of 12 users: "
-            f"{n_reached} are reached by products that came or went"
+            f"will score {n_touched} of 12 users: "
+            f"{n_touched} are reached by products that came or went"
         )
         assert_same(tables(connection), made_from_nothing(today))
 
