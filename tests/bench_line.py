@@ -1,207 +1,346 @@
-"""`make bench`: the whole line on a generated shop, beside a plain read of the same Parquet.
+"""The whole line on generated shops: time and memory over size, a refresh, and what it is made of.
 
-Writes docs/performance.md. Every figure comes from this one run on this machine; the ratios are
-what carries over to another. Whole processes are measured from outside, so imports count.
+Runs are whole processes, measured from outside, so start-up and imports count. The limits that the
+line is held against are measured on its own tables: what each of its stages would take at least,
+done by what does nothing else.
 """
 
-import argparse
 import os
 import shutil
+import statistics
 import subprocess
 import sys
-import tempfile
-import threading
-import time
-from dataclasses import dataclass
-from datetime import date
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import duckdb
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import scipy.sparse as sp
+from bench_data import Factors, Shop, generated_shop
+from bench_factors import PRODUCT, fastest_product
+from bench_item_item import fit_implicit_als
+from bench_measure import Measured, Row, Section, in_turn, measure
 
-from orchestration.landing.synthetic_shop import write_shop
-from orchestration.settings import REPOSITORY
+from ml_assets.frames import PRODUCTS, SIGNALS, USERS
+from ml_assets.signal_matrix import build_signal_matrix
+from ml_assets.warehouse import read_table
 
-DIRT = {
-    "exact_duplicates": 0.005,
-    "near_duplicates": 0.005,
-    "bots": 0.01,
-    "bad_types": 0.002,
-    "unknown_products": 0.003,
-    "blank_ids": 0.001,
-    "future_dates": 0.001,
-    "late_files": 0.01,
-    "damaged_titles": 0.02,
-}
-READ = """
-import duckdb, sys
-sql = "select count(*), bit_xor(hash(columns(*))) from read_parquet(?, union_by_name = true)"
-duckdb.connect().execute(sql, [sys.argv[1] + "/events/*.parquet"]).fetchall()
-"""
+FULL_JOB = "daily_recommendations"
+LINE, LIMITS = "the whole line", "sum of the limits"
+DUCKDB_SCAN, POLARS_SCAN = "DuckDB, hash of every column", "Polars, hash of every column"
+MEMORY = "peak memory, GiB"
+_EVENTS = "events/*.parquet"
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A finished command: seconds on the wall, and the most memory its processes held together."""
+class Run:
+    """A run of a job, and what its event log says of it."""
 
-    seconds: float
-    peak_bytes: int
+    measured: Measured
+    step_seconds: dict[str, float]
+    n_users: int
+    n_scored: int
 
 
-def measure(command: list[str], environment: dict[str, str], log: Path) -> Measured:
-    """Run a command to its end.
+@dataclass(frozen=True)
+class Size:
+    """The whole line at one size, for the chart."""
 
-    Raises:
-        SystemExit: with the end of its output, if it fails.
+    n_events: int
+    n_users: int
+    n_products: int
+    n_input_bytes: int
+    measured: Measured
+
+
+@dataclass(frozen=True)
+class LineReport:
+    """All that is measured of the line."""
+
+    sections: tuple[Section, ...]
+    sizes: tuple[Size, ...]
+
+
+def line_report(
+    folder: Path,
+    *,
+    other_sizes: Sequence[int],
+    n_events: int,
+    refresh_job: str,
+    redis_seconds: float,
+    n_runs: int,
+    progress: Callable[[str], None],
+) -> LineReport:
+    """Measure.
+
+    Args:
+        folder: Where shops are kept; homes of runs are made there and removed.
+        other_sizes: Numbers of events at which the line runs once.
+        n_events: The size that is looked at closely.
+        refresh_job: The job for what came since.
+        redis_seconds: What loading as many lists takes at least.
+        n_runs: Runs of the line and of each scan at `n_events`.
+        progress: Told what is being measured.
     """
-    started = time.monotonic()
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command, env={**os.environ, **environment}, stdout=output, stderr=output, cwd=REPOSITORY
-        )
-        peak = 0
-        finished = threading.Event()
-
-        def watch() -> None:
-            nonlocal peak
-            while not finished.wait(0.1):
-                peak = max(peak, sum(map(resident_bytes, family(process.pid))))
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        code = process.wait()
-        finished.set()
-        watcher.join()
-    if code:
-        sys.exit(f"{' '.join(command)} failed:\n" + log.read_text()[-3000:])
-    return Measured(time.monotonic() - started, peak)
-
-
-def family(pid: int) -> list[int]:
-    """The process and all its descendants that are alive."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, IndexError, ValueError):
-                continue
-            children.setdefault(parent, []).append(int(entry.name))
-    members, waiting = [], [pid]
-    while waiting:
-        members.append(waiting.pop())
-        waiting += children.get(members[-1], [])
-    return members
-
-
-def resident_bytes(pid: int) -> int:
-    """Resident memory of a process; 0 when it has ended."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError):
-        return 0
+    sizes = [
+        _one_size(folder, n_events=each, progress=progress)
+        for each in other_sizes
+        if each != n_events
+    ]
+    shop = generated_shop(folder, n_events=n_events, progress=progress)
+    home = folder / "home"
+    full, refreshed, scans = [], [], []
+    for _ in range(n_runs):
+        progress(f"the whole line on {n_events:,} events")
+        scans.append(in_turn(_scans(shop), n_runs=1))
+        shop.take_back_last_events()
+        shutil.rmtree(home, ignore_errors=True)
+        full.append(_run(shop, home, FULL_JOB))
+        progress(f"{refresh_job} with one event in a hundred more")
+        shop.land_last_events()
+        refreshed.append(_run(shop, home, refresh_job))
+        shop.take_back_last_events()
+    middle = _median_run(full)
+    sizes.append(_size(shop, n_events, middle.measured))
+    sizes.sort(key=lambda each: each.n_events)
+    progress("the limits of the line")
+    limits = _limits(home, folder, n_runs=n_runs)
+    limits = [
+        _median_row(DUCKDB_SCAN, scans),
+        *limits,
+        Row("Redis: redis-cli --pipe, its file made first", redis_seconds),
+    ]
+    shutil.rmtree(home)
+    what = _description(shop, n_events, n_runs)
+    return LineReport(
+        sections=(
+            _ingest_section(what, middle, scans),
+            _line_section(what, shop, middle, limits),
+            _steps_section(middle),
+            _refresh_section(refresh_job, middle, _median_run(refreshed)),
+            _sizes_section(sizes, n_events),
+        ),
+        sizes=tuple(sizes),
+    )
 
 
-def step_seconds(home: Path) -> list[tuple[str, float]]:
-    """What each step of the last run took, from the run's own event log, in order."""
-    import dagster as dg
-
-    os.environ["DAGSTER_HOME"] = str(home / "dagster")
-    with dg.DagsterInstance.get() as instance:
-        run_id = instance.get_runs(limit=1)[0].run_id
-        stats = instance.get_run_step_stats(run_id)
-    done = [each for each in stats if each.start_time and each.end_time]
-    done.sort(key=lambda each: each.start_time)
-    return [(each.step_key, each.end_time - each.start_time) for each in done]
+def _description(shop: Shop, n_events: int, n_runs: int) -> str:
+    return (
+        f"A generated shop of {n_events:,} event rows ({shop.n_bytes / 1e6:.0f} MB of Parquet, dirt"
+        f" included), {shop.n_users:,} users and {shop.n_products:,} products; "
+        + ("one run." if n_runs == 1 else f"the median of {n_runs} runs.")
+    )
 
 
-def main() -> None:
-    """Generate, run, write the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--users", type=int, default=200_000)
-    parser.add_argument("--products", type=int, default=20_000)
-    parser.add_argument("--events", type=int, default=5_000_000)
-    parser.add_argument("--keep", type=Path, help="keep shop and home in this folder")
-    arguments = parser.parse_args()
-
-    folder = arguments.keep or Path(tempfile.mkdtemp(prefix="recmart-bench-"))
-    shop, home = folder / "shop", folder / "home"
-    if not shop.exists():
-        write_shop(
-            shop,
-            n_users=arguments.users,
-            n_products=arguments.products,
-            n_events=arguments.events,
-            n_days=365,
-            start=date(2024, 1, 1),
-            seed=7,
-            file_format="parquet",
-            dirt=DIRT,
-        )
+def _one_size(folder: Path, *, n_events: int, progress: Callable[[str], None]) -> Size:
+    shop = generated_shop(folder, n_events=n_events, progress=progress)
+    home = folder / f"home-{n_events}"
     shutil.rmtree(home, ignore_errors=True)
+    progress(f"the whole line on {n_events:,} events")
+    run = _run(shop, home, FULL_JOB)
+    shutil.rmtree(home)
+    return _size(shop, n_events, run.measured)
+
+
+def _size(shop: Shop, n_events: int, measured: Measured) -> Size:
+    return Size(
+        n_events=n_events,
+        n_users=shop.n_users,
+        n_products=shop.n_products,
+        n_input_bytes=shop.n_bytes,
+        measured=measured,
+    )
+
+
+def _run(shop: Shop, home: Path, job: str) -> Run:
     environment = {
         "RECMART_HOME": str(home),
-        "RECMART_DATA": str(shop),
+        "RECMART_DATA": str(shop.folder),
         "DAGSTER_HOME": str(home / "dagster"),
+        "REDIS_URL": "embedded",
     }
-    python = sys.executable
-    read = measure([python, "-c", READ, str(shop)], {}, folder / "read.log")
-    line = measure([python, "-m", "orchestration.demo"], environment, folder / "line.log")
+    home.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "orchestration.demo", "--job", job]
+    measured = measure(command, environment, home / f"{job}.log")
     subprocess.run(
-        [python, "-m", "exports.redis_server", "stop"],
+        [sys.executable, "-m", "exports.redis_server", "stop"],
         env={**os.environ, **environment},
         check=True,
     )
-    page = REPOSITORY / "docs" / "performance.md"
-    page.write_text(report(arguments, shop, home, read, line))
-    print(page.read_text())
-    if arguments.keep is None:
-        shutil.rmtree(folder)
+    return _from_event_log(home, measured)
 
 
-def report(
-    arguments: argparse.Namespace, shop: Path, home: Path, read: Measured, line: Measured
-) -> str:
-    """The page, with nothing on it that was not measured just now."""
-    n_bytes = sum(path.stat().st_size for path in shop.rglob("*.parquet"))
+def _from_event_log(home: Path, measured: Measured) -> Run:
+    import dagster as dg
+
+    with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
+        stats = instance.get_run_step_stats(instance.get_runs(limit=1)[0].run_id)
+        event = instance.get_latest_materialization_event(dg.AssetKey(["ml", "recommendations"]))
+    done = [each for each in stats if each.start_time and each.end_time]
+    done.sort(key=lambda each: each.start_time or 0.0)
+    assert event is not None and event.asset_materialization is not None
+    metadata = event.asset_materialization.metadata
+    return Run(
+        measured,
+        {each.step_key: (each.end_time or 0.0) - (each.start_time or 0.0) for each in done},
+        n_users=int(str(metadata["users"].value)),
+        n_scored=int(str(metadata["users_scored"].value)),
+    )
+
+
+def _median_run(runs: Sequence[Run]) -> Run:
+    """The run in the middle by seconds, with the largest memory of all."""
+    middle = sorted(runs, key=lambda run: run.measured.seconds)[(len(runs) - 1) // 2]
+    peak = max(run.measured.peak_bytes for run in runs)
+    measured = replace(middle.measured, peak_bytes=peak)
+    return Run(measured, middle.step_seconds, middle.n_users, middle.n_scored)
+
+
+def _scans(shop: Shop) -> dict[str, Callable[[], Any]]:
+    files = str(shop.folder / _EVENTS)
+
+    def by_duckdb() -> None:
+        with duckdb.connect() as connection:
+            connection.execute(
+                "select count(*), bit_xor(hash(columns(*)))"
+                " from read_parquet($files, union_by_name = true)",
+                {"files": files},
+            ).fetchall()
+
+    def by_polars() -> None:
+        pl.scan_parquet(files).select(pl.len(), pl.all().hash().bitwise_xor()).collect(
+            engine="streaming"
+        )
+
+    return {DUCKDB_SCAN: by_duckdb, POLARS_SCAN: by_polars}
+
+
+def _median_row(name: str, scans: Sequence[dict[str, Any]]) -> Row:
+    return Row(name, statistics.median(each[name].seconds for each in scans))
+
+
+def _limits(home: Path, folder: Path, *, n_runs: int) -> list[Row]:
+    """Training, scoring and writing of this size, on the tables of a run."""
     with duckdb.connect(str(home / "warehouse.duckdb"), read_only=True) as connection:
-        counts = connection.execute(
-            "select (select sum(n_rows) from raw.landing_files where entity = 'events'),"
-            " (select count(*) from marts.users), (select count(*) from marts.signals),"
-            " (select count(*) from serving.current_recommendations)"
-        ).fetchone()
-    assert counts is not None
-    n_events, n_users, n_signals, n_rows = counts
-    gib = 1 << 30
-    rows = [
-        ("the whole line", line.seconds, line.seconds / read.seconds, line.peak_bytes / gib),
-        ("plain read of the same Parquet", read.seconds, 1.0, read.peak_bytes / gib),
-    ]
-    lines = [
-        "# Performance",
-        "",
-        f"Written by `make bench` on {os.cpu_count()} cores: a generated shop of {n_events:,} event"
-        f" rows ({n_bytes / 1e6:.0f} MB of Parquet, dirt included), {arguments.users:,} users and"
-        f" {arguments.products:,} products. {n_users:,} users got lists from {n_signals:,} signals:"
-        f" {n_rows:,} rows in tables, Parquet, snapshot and Redis. Whole processes, start-up"
-        " included; memory is all processes of a run together. The plain read is one DuckDB"
-        " scan that hashes every column.",
-        "",
-        "| | seconds | ratio | peak memory, GiB |",
-        "|---|---|---|---|",
-        *(f"| {name} | {s:.1f} | {ratio:.1f} | {peak:.2f} |" for name, s, ratio, peak in rows),
-        "",
-        f"Peak memory is {line.peak_bytes / n_bytes:.0f} times the size of the input.",
-        "",
-        "| step | seconds | ratio to the plain read |",
-        "|---|---|---|",
-        *(
-            f"| {step} | {seconds:.1f} | {seconds / read.seconds:.1f} |"
-            for step, seconds in step_seconds(home)
+        signals = build_signal_matrix(
+            read_table(connection, "marts.signals", SIGNALS),
+            user_ids=read_table(connection, "marts.users", USERS)["user_id"],
+            product_ids=read_table(connection, "marts.products", PRODUCTS)["product_id"],
+        )
+        tables = [
+            connection.execute(f"from ml.{name}").to_arrow_table()
+            for name in ("candidates", "recommendations")
+        ]
+
+    def write() -> None:
+        for number, table in enumerate(tables):
+            pq.write_table(table, folder / f"limit-{number}.parquet")
+            (folder / f"limit-{number}.parquet").unlink()
+
+    n_users, n_items = signals.weights.shape
+    limits: dict[str, Callable[[], Any]] = {
+        "training: implicit ALS, 64 factors": partial(fit_implicit_als, signals.training),
+        f"scoring: {PRODUCT}, 128 factors": fastest_product(_any_factors(n_users, n_items)),
+        "tables: Arrow to Parquet": write,
+    }
+    timings = in_turn(limits, n_runs=n_runs)
+    return [Row(name, timing.seconds) for name, timing in timings.items()]
+
+
+def _any_factors(n_users: int, n_items: int) -> Factors:
+    rng = np.random.default_rng(7)
+    return Factors(
+        users=rng.standard_normal((n_users, 128), dtype=np.float32),
+        items=rng.standard_normal((n_items, 128), dtype=np.float32),
+        history=sp.csr_matrix((n_users, n_items), dtype=np.float32),
+    )
+
+
+def _ingest_section(what: str, run: Run, scans: Sequence[dict[str, Any]]) -> Section:
+    landing, dbt = run.step_seconds["landing"], run.step_seconds["dbt_models"]
+    rows = (
+        Row("recmart, landing and dbt", landing + dbt),
+        Row("landing alone", landing),
+        Row("dbt alone, its tests included", dbt),
+        *(_median_row(name, scans) for name in (DUCKDB_SCAN, POLARS_SCAN)),
+    )
+    return Section("Ingest and dbt, beside a scan of the same Parquet", what, rows, DUCKDB_SCAN)
+
+
+def _line_section(what: str, shop: Shop, run: Run, limits: Sequence[Row]) -> Section:
+    rows = (
+        Row(LINE, run.measured.seconds, run.measured.peak_bytes),
+        Row(LIMITS, sum(row.seconds for row in limits)),
+        *(Row(f"limit, {row.what}", row.seconds) for row in limits),
+    )
+    text = (
+        f"{what} All surfaces, tables, files and Redis, gates and backtest included; memory is that"
+        " of all processes of a run together. Peak memory is"
+        f" {run.measured.peak_bytes / shop.n_bytes:.0f} times the size of the input."
+    )
+    return Section("The whole line", text, rows, beside=LIMITS, memory=MEMORY)
+
+
+def _steps_section(run: Run) -> Section:
+    rows = tuple(Row(step, seconds) for step, seconds in run.step_seconds.items())
+    started = run.measured.seconds - sum(run.step_seconds.values())
+    return Section(
+        "Steps of the line",
+        "From the event log of the run above.",
+        (*rows, Row("start-up and between steps", started)),
+        beside=None,
+    )
+
+
+def _refresh_section(job: str, full: Run, refreshed: Run) -> Section:
+    def row(what: str, run: Run) -> Row:
+        notes = (f"{run.n_scored:,}", f"{run.n_scored / run.n_users:.1%}")
+        return Row(what, run.measured.seconds, run.measured.peak_bytes, notes)
+
+    return Section(
+        "A daily refresh",
+        f"After the line above one event in a hundred more lands, the latest of the year, and"
+        f" `{job}` runs.",
+        (row(LINE, full), row("the refresh", refreshed)),
+        beside=LINE,
+        columns=("users scored", "of all users"),
+        memory=MEMORY,
+    )
+
+
+def _sizes_section(sizes: Sequence[Size], n_events: int) -> Section:
+    rows = tuple(
+        Row(
+            f"{size.n_events:,} events",
+            size.measured.seconds,
+            size.measured.peak_bytes,
+            (
+                f"{size.measured.cpu_seconds:.0f}",
+                f"{size.n_users:,}",
+                f"{size.n_products:,}",
+                f"{size.n_input_bytes / 1e6:.0f}",
+                f"{size.measured.seconds / size.n_events * 1e6:.1f}",
+            ),
+        )
+        for size in sizes
+    )
+    return Section(
+        "Cost over size",
+        "The whole line on shops of several sizes, 50 events a user.\n\n"
+        "![Seconds and memory over events](performance.svg)",
+        rows,
+        beside=f"{n_events:,} events",
+        columns=(
+            "CPU seconds",
+            "users",
+            "products",
+            "MB of Parquet",
+            "seconds a million events",
         ),
-        "",
-    ]
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    main()
+        memory=MEMORY,
+    )
