@@ -96,20 +96,19 @@ def largest_products(
         work,
         n_items,
         rows_per_block=256,
-        scratch=lambda: (np.zeros(n_items, np.float32), np.empty(n_items, np.int32)),
+        # One place more than there are items, for what is written down and not kept.
+        scratch=lambda: (np.zeros(n_items, np.float32), np.empty(n_items + 1, np.int32)),
     ):
         pass
     return rows_of(index, weight, n_found)
 
 
 def rows_of(index: np.ndarray, weight: np.ndarray, n_found: np.ndarray) -> sp.csr_matrix:
-    """A square matrix from the first `n_found[i]` entries of each row, indices sorted."""
+    """A square matrix from the first `n_found[i]` entries of each row, which are sorted."""
     n_items, width = index.shape
     is_there = np.arange(width) < n_found[:, None]
     indptr = np.concatenate([[0], np.cumsum(n_found)]).astype(np.int32)
-    matrix = sp.csr_matrix((weight[is_there], index[is_there], indptr), shape=(n_items, n_items))
-    matrix.sort_indices()
-    return matrix
+    return sp.csr_matrix((weight[is_there], index[is_there], indptr), shape=(n_items, n_items))
 
 
 @njit(cache=True, nogil=True)
@@ -175,8 +174,9 @@ def _nearest(
     n_found: np.ndarray,
 ) -> None:
     k = index.shape[1]
-    heap_value = np.empty(k, dtype=np.float32)
-    heap_item = np.empty(k, dtype=np.int32)
+    values = np.empty(len(touched), dtype=np.float32)
+    shuffled = np.empty(len(touched), dtype=np.float32)
+    chosen = np.empty(k, dtype=np.int32)
     for source in range(start, stop):
         n_touched = 0
         for at in range(column_indptr[source], column_indptr[source + 1]):
@@ -185,22 +185,92 @@ def _nearest(
             for place in range(row_indptr[user], row_indptr[user + 1]):
                 item = row_items[place]
                 gain = amount * row_weights[place]
-                # A gain of zero would leave the total at zero, and the item be noted again.
-                if total[item] == 0 and gain > 0:
-                    touched[n_touched] = item
-                    n_touched += 1
+                # Written down in any case, and kept if it is the first time: a branch that goes
+                # either way would cost more than all the rest. A gain of zero would leave the
+                # total at zero, and the item be noted again.
+                touched[n_touched] = item
+                n_touched += (total[item] == 0) & (gain > 0)
                 total[item] += gain
-        n_heap = 0
+        total[source] = 0
+        n = 0
         for i in range(n_touched):
             item = touched[i]
             value = total[item] * target_scale[item]
             total[item] = 0
-            if item != source and value > 0:
-                n_heap = _push(value, item, heap_value, heap_item, n_heap)
-        for i in range(n_heap):
-            index[source, i] = heap_item[i]
-            weight[source, i] = heap_value[i] * source_scale[source]
-        n_found[source] = n_heap
+            touched[n] = item
+            values[n] = value
+            n += value > 0
+        limit = np.float32(0)
+        n_ties = n
+        if n > k:
+            shuffled[:n] = values[:n]
+            limit = _kth_largest(shuffled, n, k)
+            n_ties = k
+            for i in range(n):
+                n_ties -= values[i] > limit
+        n_chosen = 0
+        for i in range(n):
+            # Back where they can be looked up once the chosen are in order.
+            total[touched[i]] = values[i]
+            if values[i] > limit:
+                chosen[n_chosen] = touched[i]
+                n_chosen += 1
+        if n > k:
+            n_chosen = _take_ties(touched, values, n, limit, n_ties, chosen, n_chosen)
+        in_order = np.sort(chosen[:n_chosen])
+        for i in range(n_chosen):
+            index[source, i] = in_order[i]
+            weight[source, i] = total[in_order[i]] * source_scale[source]
+        n_found[source] = n_chosen
+        for i in range(n):
+            total[touched[i]] = 0
+
+
+@njit(cache=True, nogil=True)
+def _kth_largest(values: np.ndarray, n: int, k: int) -> float:
+    """Of the first n numbers the k-th largest, by Hoare's selection; reorders them."""
+    low, high, rank = 0, n - 1, k - 1
+    while low < high:
+        pivot = values[(low + high) >> 1]
+        i, j = low, high
+        while i <= j:
+            while values[i] > pivot:
+                i += 1
+            while values[j] < pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if rank <= j:
+            high = j
+        elif rank >= i:
+            low = i
+        else:
+            break
+    return values[rank]
+
+
+@njit(cache=True, nogil=True)
+def _take_ties(
+    items: np.ndarray,
+    values: np.ndarray,
+    n: int,
+    limit: float,
+    n_wanted: int,
+    chosen: np.ndarray,
+    n_chosen: int,
+) -> int:
+    """Add the lowest `n_wanted` items whose value is just the limit."""
+    ties = np.empty(n, dtype=np.int32)
+    n_ties = 0
+    for i in range(n):
+        ties[n_ties] = items[i]
+        n_ties += values[i] == limit
+    ties = np.sort(ties[:n_ties])
+    for i in range(n_wanted):
+        chosen[n_chosen + i] = ties[i]
+    return n_chosen + n_wanted
 
 
 def largest_of_rows(matrix: sp.csr_matrix, *, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -341,7 +411,7 @@ def best_by_history(
             np.zeros((n_items, 2)),
             np.empty(n_items),
             np.empty(n_items),
-            np.empty(n_items, np.int32),
+            np.empty(n_items + 1, np.int32),
             np.zeros(n_items, np.bool_),
         )
 
@@ -382,13 +452,14 @@ def _add_up(
     """Add one user's history times the model into a column of `total`; note what it arrives at."""
     for at in range(begin, end):
         source = items[at]
-        amount = float(weights[at])
+        # np.float64, since numba's float leaves a float32 as it is.
+        amount = np.float64(weights[at])
         for place in range(indptr[source], indptr[source + 1]):
             item = indices[place]
-            gain = amount * data[place]
-            if total[item, 0] == 0 and total[item, 1] == 0 and gain > 0:
-                touched[n_touched] = item
-                n_touched += 1
+            gain = amount * np.float64(data[place])
+            # Without a branch: see _nearest.
+            touched[n_touched] = item
+            n_touched += (total[item, 0] == 0) & (total[item, 1] == 0) & (gain > 0)
             total[item, side] += gain
     return n_touched
 
@@ -599,15 +670,15 @@ def _because(
                 place_of_item[chosen[user, i]] = i + 1
         for at in range(history_indptr[user], history_indptr[user + 1]):
             source = history_items[at]
-            amount = float(history_weights[at])
+            amount = np.float64(history_weights[at])
             for place in range(one_indptr[source], one_indptr[source + 1]):
                 i = place_of_item[one_indices[place]]
                 if i > 0:
-                    share[i - 1] += amount * one_data[place] * factor_one[user]
+                    share[i - 1] += amount * np.float64(one_data[place]) * factor_one[user]
             for place in range(two_indptr[source], two_indptr[source + 1]):
                 i = place_of_item[two_indices[place]]
                 if i > 0:
-                    share[i - 1] += amount * two_data[place] * factor_two[user]
+                    share[i - 1] += amount * np.float64(two_data[place]) * factor_two[user]
             for i in range(n):
                 if share[i] > best[i] and chosen[user, i] != source:
                     best[i] = share[i]
