@@ -228,9 +228,9 @@ def _limits(home: Path, folder: Path, *, n_runs: int) -> list[Row]:
     """Training, scoring and writing of this size, on the tables of a run."""
     with duckdb.connect(str(home / "warehouse.duckdb"), read_only=True) as connection:
         signals = build_signal_matrix(
-            read_table(connection, "marts.signals", SIGNALS),
-            user_ids=read_table(connection, "marts.users", USERS)["user_id"],
-            product_ids=read_table(connection, "marts.products", PRODUCTS)["product_id"],
+            read_table(connection, "marts.signals", SIGNALS.names()),
+            user_ids=read_table(connection, "marts.users", USERS.names())["user_id"],
+            product_ids=read_table(connection, "marts.products", PRODUCTS.names())["product_id"],
         )
         tables = [
             connection.execute(f"from ml.{name}").to_arrow_table()
