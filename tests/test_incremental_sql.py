@@ -32,6 +32,7 @@ REFRESHED = {
 }
 MODELS = [
     *BUILT_AT_ONCE,
+    "int_event_days",
     "int_as_of",
     "int_duplicate_events",
     "int_events_deduplicated",

@@ -97,7 +97,7 @@ period_end as (
 faded as (
 
     select
-        user_signals.* exclude (weight),
+        user_signals.*,
         coalesce(
             user_signals.weight,
             user_signals.relative_weight * power(
@@ -105,7 +105,7 @@ faded as (
                 {{ dbt.datediff('user_signals.user_last_on', 'period_end.until_on', 'day') }}
                 / user_signals.half_life_days
             )
-        ) as weight
+        ) as faded_weight
     from user_signals
     cross join period_end
 
@@ -115,7 +115,7 @@ select
     user_id,
     product_id,
     -- Whoever bought a product years ago keeps the row: it says "already bought".
-    greatest(weight, 1e-9) as weight,
+    greatest(faded_weight, 1e-9) as weight,
     greatest(relative_weight, 1e-9) as relative_weight,
     last_at,
     n_views,
@@ -125,7 +125,7 @@ select
     n_ratings,
     is_training
 from faded
-where weight >= 1e-9 or n_purchases > 0
+where faded_weight >= 1e-9 or n_purchases > 0
 {%- endmacro %}
 
 

@@ -18,7 +18,8 @@ event_weights as (
 
 ),
 
-daily_signals as (
+{#- Of all users: three scans that keep little are cheaper than a copy. #}
+daily_signals as {{ '' if of_users else 'not materialized' }} (
 
     select * from {{ ref('int_daily_signals') }} {{ of_users }}
 

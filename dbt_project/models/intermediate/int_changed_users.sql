@@ -20,7 +20,8 @@ built_users as (
 
 ),
 
-daily_signals as (
+-- Read for few days or not at all: not to be copied for it.
+daily_signals as not materialized (
 
     select user_id, event_on from {{ ref('int_daily_signals') }}
 

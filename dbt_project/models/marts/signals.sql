@@ -1,5 +1,6 @@
 -- Grain: one row per (user, product), as of as_of.
--- A view: of millions of rows hardly one stays as it is from day to day, and most of each does.
+-- A view: every weight fades from day to day, and one factor costs less than millions of rows written
+-- again.
 with
 
 user_signals as (
