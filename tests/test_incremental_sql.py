@@ -23,12 +23,23 @@ from dbt_helpers import (
 
 # In the order in which they read each other.
 BUILT_AT_ONCE = ["base_products", "stg_products", "base_events", "stg_events"]
+BY_DAY = ["int_duplicate_events", "int_daily_signals"]
+BY_USER = ["int_undone_days", "int_user_activity", "int_event_accounts", "int_user_signals"]
 REFRESHED = {
     "base_events": "staging",
-    "int_duplicate_events": "intermediate",
-    "int_daily_signals": "intermediate",
+    **dict.fromkeys([*BY_DAY, *BY_USER], "intermediate"),
+    "signals": "marts",
 }
-MODELS = [*BUILT_AT_ONCE, "int_duplicate_events", "int_events_deduplicated", "int_daily_signals"]
+MODELS = [
+    *BUILT_AT_ONCE,
+    "int_event_days",
+    "int_as_of",
+    "int_duplicate_events",
+    "int_events_deduplicated",
+    "int_daily_signals",
+    *BY_USER,
+    "signals",
+]
 FIRST_DAY = datetime(2024, 3, 1)
 N_DAYS = 60
 
@@ -41,6 +52,8 @@ class Shop:
         self.sql = sql
         self.random = random.Random(seed)
         self.products = list("pqrs")
+        self.as_of: str | None = None
+        self.other_weights: list[str] = []
         self.files: dict[str, list[dict[str, Any]]] = {}
         for number in range(4):
             self.files[f"events/{number}.csv"] = self.some_events(60)
@@ -54,9 +67,10 @@ class Shop:
             at = on + timedelta(seconds=pick([0, 1, 2, 3, 40_000, 86_397, 86_398, 86_399]))
             rows.append(
                 {
-                    "user_id": pick("uv"),
+                    # Two users who meet all the time, and some who have few days to change.
+                    "user_id": pick("u" * 10 + "v" * 10 + "wxyzab"),
                     "product_id": pick("pqrst"),
-                    "event_type": pick(["view", "view", "purchase", "rating"]),
+                    "event_type": pick(["view", "view", "purchase", "return", "rating"]),
                     "event_ts": str(at),
                     "event_id": pick([None, None, None, *range(150)]),
                     "rating": pick(["1", "5"]),
@@ -67,10 +81,14 @@ class Shop:
 
     def refresh(self, variables: dict[str, Any] | None = None) -> None:
         write_raw(self.warehouse, **self.raw())
-        run_dbt("run", self.warehouse, select=["+int_daily_signals"], variables=variables)
+        run_dbt("run", self.warehouse, select=["+signals"], variables=variables)
 
     def refreshed(self, model: str) -> list[tuple[Any, ...]]:
         return query(self.warehouse, f"from {REFRESHED[model]}.{model} order by all")
+
+    def changed_users(self) -> list[str]:
+        users = query(self.warehouse, "select user_id from intermediate.int_changed_users")
+        return sorted(user_id for (user_id,) in users)
 
     def changed_days(self) -> list[str]:
         days = query(self.warehouse, "from intermediate.int_changed_days order by all")
@@ -79,18 +97,26 @@ class Shop:
     def built_at_once(self, model: str, near_duplicate_seconds: int = 2) -> list[tuple[Any, ...]]:
         with duckdb.connect() as connection:
             connection.execute("set TimeZone = 'UTC'; set threads = 1")
-            connection.execute("create schema staging; create schema intermediate")
+            for schema in ("staging", "intermediate", "marts"):
+                connection.execute(f"create schema {schema}")
             connection.execute(
-                "create table staging.event_weights as select event_type::varchar as event_type"
+                "create table staging.event_weights as select event_type::varchar as event_type,"
+                " weight::double as weight, half_life_days::double as half_life_days,"
+                " undoes::varchar as undoes"
                 f" from read_csv('{PROJECT_DIR}/seeds/event_weights.csv', delim=',', header=true)"
             )
+            for statement in self.other_weights:
+                connection.execute(statement)
             write_raw_tables(connection, **self.raw())
             for each in MODELS:
                 schema = "intermediate" if each.startswith("int_") else "staging"
+                schema = REFRESHED.get(each, schema)
                 sql = self.sql[each].replace(
                     "to_seconds(2)", f"to_seconds({near_duplicate_seconds})"
                 )
                 connection.execute(f"create table {schema}.{each} as {sql}")
+                if each == "int_as_of" and self.as_of:
+                    connection.execute(f"update {schema}.{each} set as_of = '{self.as_of}'")
             return connection.execute(f"from {REFRESHED[model]}.{model} order by all").fetchall()
 
     def raw(self) -> dict[str, list[dict[str, Any]]]:
@@ -255,11 +281,106 @@ def test_another_setting_leaves_no_row_of_the_former_one(shop: Shop):
         assert shop.refreshed(model) == shop.built_at_once(model, 86_400), model
 
 
+def test_a_refresh_builds_the_users_of_changed_days_and_nobody_else(shop: Shop):
+    view = {"product_id": "s", "event_type": "view", "event_ts": "2020-01-01"}
+    shop.refresh()
+    shop.files["events/one.csv"] = [{**view, "user_id": "w"}]
+    shop.refresh()
+    assert shop.changed_users() == ["w"]
+
+    # Whose rows went as well as whose came.
+    shop.files["events/one.csv"] = [{**view, "user_id": "new"}]
+    shop.refresh()
+    assert shop.changed_users() == ["new", "w"]
+    for model in REFRESHED:
+        assert shop.refreshed(model) == shop.built_at_once(model), model
+
+    shop.refresh()
+    assert shop.changed_users() == []
+
+
+@pytest.mark.parametrize("as_of", ["2024-04-10", "2024-03-20", "2024-04-20", None])
+def test_another_day_changes_those_with_events_in_between(shop: Shop, as_of: str | None):
+    shop.as_of = as_of
+
+    shop.refresh({"as_of": as_of} if as_of else None)
+
+    for model in REFRESHED:
+        assert shop.refreshed(model) == shop.built_at_once(model), model
+
+
+def test_a_day_that_nobody_did_anything_on_ages_signals_and_changes_no_user(shop: Shop):
+    shop.as_of = "2024-06-01"
+    shop.refresh({"as_of": shop.as_of})
+    before = shop.refreshed("signals")
+
+    shop.as_of = "2024-06-02"
+    shop.refresh({"as_of": shop.as_of})
+
+    assert shop.changed_users() == []
+    assert shop.refreshed("signals") != before
+    assert shop.refreshed("signals") == shop.built_at_once("signals")
+    shop.as_of = None
+
+
+def test_types_that_fade_at_different_speeds_are_aged_anew_every_day(shop: Shop):
+    shop.other_weights = [
+        "update staging.event_weights set half_life_days = 3 where event_type = 'view'"
+    ]
+    with duckdb.connect(shop.warehouse) as connection:
+        connection.execute(shop.other_weights[0])
+    for as_of in ("2024-04-28", "2024-04-29"):
+        shop.as_of = as_of
+        write_raw(shop.warehouse, **shop.raw())
+        run_dbt(
+            "run",
+            shop.warehouse,
+            select=["+signals"],
+            exclude=["event_weights"],
+            variables={"as_of": as_of},
+        )
+
+        for model in REFRESHED:
+            assert shop.refreshed(model) == shop.built_at_once(model), model
+    assert any(row[5] is not None for row in shop.refreshed("int_user_signals"))
+    shop.as_of, shop.other_weights = None, []
+    run_dbt("seed", shop.warehouse)
+
+
+def test_users_whose_refresh_stopped_halfway_are_made_up_for_by_the_next(shop: Shop):
+    shop.refresh()
+    former = shop.files["events/2.csv"]
+    shop.files["events/2.csv"] = former[5:]
+    write_raw(shop.warehouse, **shop.raw())
+    run_dbt("run", shop.warehouse, select=["+int_user_activity"])
+    # What was built of it is right, and what was not is not known to be.
+    shop.files["events/2.csv"] = former
+
+    shop.refresh()
+
+    for model in REFRESHED:
+        assert shop.refreshed(model) == shop.built_at_once(model), model
+
+
+def test_a_setting_of_the_tables_by_user_builds_every_user_again(shop: Shop):
+    shop.refresh({"outlier_max_products": 1})
+
+    assert len(shop.changed_users()) > 5
+    assert any(row[-1] is False for row in shop.refreshed("int_user_signals"))
+    shop.refresh()
+    for model in REFRESHED:
+        assert shop.refreshed(model) == shop.built_at_once(model), model
+
+
 def test_tables_of_a_former_release_are_filled_anew(shop: Shop):
     with duckdb.connect(shop.warehouse) as connection:
         connection.execute("alter table staging.base_events drop column file_version")
         connection.execute("alter table intermediate.int_duplicate_events drop column event_on")
         connection.execute("drop table intermediate.int_built_days")
+        connection.execute("drop table intermediate.int_built_users")
+        connection.execute("drop table intermediate.int_user_signals cascade")
+        connection.execute("drop view if exists marts.signals")
+        connection.execute("create table marts.signals as select 1 as weight")
 
     shop.refresh()
 

@@ -1,15 +1,16 @@
 {#-
-CTEs `period`, `weights`, `event_days`, `counted_days`: what counts in a period of int_undone_days
-('as_of', 'backtest' or 'holdout'). Every mart that counts events builds on them, so that "bought"
+CTEs `period`, `weights`, `event_days`, `counted_days`: what counts in a period of undone_days
+('as_of', 'backtest' or 'holdout'). Every table that counts events builds on them, so that "bought"
 means the same in signals, popularity, pairs and holdout, and so that nothing after the period's end
 is looked at.
 
-Grain of counted_days: (user_id, product_id, event_type, event_on); bots and products that left the
-catalogue are out. n_events > 0 is net of what was undone; strength is the weight of one event, 0
-for a low rating; age_days counts from the period's end; the half-life comes with the row, since an
-event type can have its own.
+Grain of counted_days: (user_id, product_id, event_type, event_on); bots are out, and so is what left
+the catalogue, of which int_daily_signals has no row. n_events > 0 is net of what was undone;
+strength is the weight of one event, 0 for a low rating; age_days counts from the period's end; the
+half-life comes with the row, since an event type can have its own. `of_users`: what limits a table
+to some users. `last_days`: how many days up to the period's end are asked for; nothing: all.
 -#}
-{% macro counted_days(period) %}
+{% macro counted_days(period, of_users='', last_days=none) %}
 period as (
 
     select
@@ -39,7 +40,8 @@ bots as (
 
 undone_days as (
 
-    select * from {{ ref('int_undone_days') }}
+    select *
+    from {{ ref('int_undone_days' if period == 'as_of' else 'int_backtest_undone_days') }}
     where period = '{{ period }}'
 
 ),
@@ -51,10 +53,13 @@ event_days as (
     select
         daily_signals.*,
         {{ dbt.datediff('daily_signals.event_on', 'period.until_on', 'day') }} as age_days
-    from {{ ref('int_daily_signals') }} as daily_signals
+    from {{ ref('int_daily_signals') }} as daily_signals {{ of_users }}
     cross join period
     where
         age_days >= 0
+        {%- if last_days is not none %}
+        and daily_signals.event_on > (select until_on - {{ last_days }} from period)
+        {%- endif %}
         {%- if period == 'holdout' %}
         and age_days < period.n_days
         {%- endif %}
@@ -82,7 +87,6 @@ counted_days as (
     inner join weights using (event_type)
     left join undone_days using (user_id, product_id, event_type, event_on)
     anti join bots on event_days.user_id = bots.user_id
-    semi join {{ ref('products') }} as products on event_days.product_id = products.product_id
     where
         -- A purchase counts as bought even in a shop that gives it no weight.
         (weights.weight > 0 or event_days.event_type = 'purchase')

@@ -9,7 +9,9 @@ clicks, so that one busy user cannot lift a product.
 {% macro popularity_as_of(period) %}
 with
 
-{{ counted_days(period) }}
+{#- Of the days before these, int_user_signals knows all that is asked for. #}
+{% set recent_days = '(' ~ var('popularity_recent_days') ~ ' + ' ~ var('trending_days') ~ ')' %}
+{{ counted_days(period, last_days=recent_days if period == 'as_of' else none) }}
 
 purchase as (
 
@@ -23,28 +25,54 @@ purchase as (
 
 ),
 
-reaches as (
-
-    select
-        user_id,
-        product_id,
-        event_on,
-        age_days,
-        least(1, counted_days.strength / (select strength from purchase))::decimal(18, 9) as reach
-    from counted_days
-    where counted_days.strength > 0
-
-),
-
+{% if period == 'as_of' %}
 pairs as (
 
     select
         user_id,
         product_id,
-        max(reach) as reach,
-        max(reach) filter (where age_days < {{ var('popularity_recent_days') }}) as recent_reach,
-        min(event_on) as first_on
+        {{ reach_of('strongest') }} as reach,
+        wanted_since
+    from {{ ref('int_user_signals') }}
+    where strongest is not null
+
+),
+{% else %}
+pairs as (
+
+    select
+        user_id,
+        product_id,
+        {{ reach_of('max(strength)') }} as reach,
+        min(event_on) as wanted_since
+    from counted_days
+    where strength > 0
+    group by user_id, product_id
+
+),
+{% endif %}
+reaches as (
+
+    select
+        user_id,
+        product_id,
+        age_days,
+        {{ reach_of('strength') }} as reach
+    from counted_days
+    where
+        strength > 0
+        and age_days < {{ recent_days }}
+
+),
+
+recent_pairs as (
+
+    select
+        user_id,
+        product_id,
+        max(reach) as reach
     from reaches
+    where age_days < {{ var('popularity_recent_days') }}
     group by user_id, product_id
 
 ),
@@ -58,19 +86,48 @@ segments as (
 
 ),
 
-by_segment as (
+of_all_time as (
 
     select
         pairs.product_id,
         segments.segment,
         sum(pairs.reach) as reach,
-        sum(pairs.recent_reach) as recent_reach,
         count(*) as n_users,
-        count(pairs.recent_reach) as n_recent_users,
-        min(pairs.first_on) as first_on
+        min(pairs.wanted_since) as wanted_since
     from pairs
     left join segments using (user_id)
     group by pairs.product_id, segments.segment
+
+),
+
+of_late as (
+
+    select
+        recent_pairs.product_id,
+        segments.segment,
+        sum(recent_pairs.reach) as reach,
+        count(*) as n_users
+    from recent_pairs
+    left join segments using (user_id)
+    group by recent_pairs.product_id, segments.segment
+
+),
+
+by_segment as (
+
+    select
+        of_all_time.product_id,
+        of_all_time.segment,
+        of_all_time.reach,
+        of_late.reach as recent_reach,
+        of_all_time.n_users,
+        coalesce(of_late.n_users, 0) as n_recent_users,
+        of_all_time.wanted_since
+    from of_all_time
+    left join of_late
+        on
+            of_all_time.product_id = of_late.product_id
+            and of_all_time.segment is not distinct from of_late.segment
 
 ),
 
@@ -82,7 +139,7 @@ by_product as (
         sum(recent_reach) as recent_reach,
         sum(n_users) as n_users,
         sum(n_recent_users) as n_recent_users,
-        min(first_on) as first_on
+        min(wanted_since) as wanted_since
     from by_segment
     group by product_id
 
@@ -115,7 +172,6 @@ weekly as (
         floor(age_days / {{ var('trending_days') }}) as span,
         max(reach) as reach
     from reaches
-    where age_days < {{ var('trending_days') }} + {{ var('popularity_recent_days') }}
     group by all
 
 ),
@@ -200,7 +256,7 @@ scores as (
     where
         {{
             dbt.datediff(
-                'coalesce(available.added_at::date, by_product.first_on)', 'period.until_on', 'day'
+                'coalesce(available.added_at::date, by_product.wanted_since)', 'period.until_on', 'day'
             )
         }}
         < {{ var('popularity_recent_days') }}
@@ -265,3 +321,9 @@ where
     -- The list that fills every other one names everything that can be bought.
     or (segment_type = 'global' and time_window = 'all_time')
 {% endmacro %}
+
+
+{#- What part of a purchase an event of this strength is; no more than all of it. -#}
+{% macro reach_of(strength) -%}
+least(1, {{ strength }} / (select strength from purchase))::decimal(18, 9)
+{%- endmacro %}

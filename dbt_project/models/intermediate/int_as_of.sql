@@ -3,9 +3,9 @@
 
 with
 
-events as (
+days as (
 
-    select * from {{ ref('stg_events') }}
+    select * from {{ ref('int_event_days') }}
 
 ),
 
@@ -19,7 +19,7 @@ chosen as (
             || 'staging.rejected_rows, add events to the landing folder, or set the variable as_of.'
         )
     ) as as_of
-    from events
+    from days
     {% else %}
     select coalesce(
         try_cast('{{ as_of | string | replace("'", "''") }}' as date),

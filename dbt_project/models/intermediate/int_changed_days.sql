@@ -13,7 +13,8 @@ built_days as (
 
 ),
 
-events as (
+-- Copying millions costs more than filtering them twice, by days and by ids that are known by then.
+events as not materialized (
 
     select * from {{ ref('stg_events') }}
 
@@ -32,7 +33,7 @@ changed as (
 ),
 
 -- Where every day is built again, nobody has to look for further ones.
-few_changed as (
+few_changed as materialized (
 
     select event_on from changed
     where (select count(*) from changed) < (select count(*) from days)
@@ -41,7 +42,7 @@ few_changed as (
 
 -- The earliest event of an id counts, whatever their days: so events of an id on other days may
 -- begin to count, or end.
-ids as (
+ids as materialized (
 
     select distinct events.event_id
     from events

@@ -1,7 +1,7 @@
 -- Grain: one row per (user, product, day, event type).
 -- The only reader of events: everything after it reads this, a fraction of their size.
 -- Incremental by day (see int_changed_days).
--- depends_on: {{ ref('int_event_days') }}, {{ ref('int_changed_days') }}
+-- depends_on: {{ ref('int_event_days') }}, {{ ref('int_changed_days') }}, {{ ref('int_built_users') }}
 with
 
 events as (

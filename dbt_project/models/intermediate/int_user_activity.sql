@@ -1,5 +1,7 @@
 -- Grain: one row per user with an event up to as_of.
 -- A flag holds at a date D if its *_since is not after D: a backtest sees no flag from its future.
+-- Incremental by user (see int_changed_users).
+-- depends_on: {{ ref('int_built_users') }}, {{ ref('int_changed_users') }}
 {% set too_many_events = 'more than ' ~ var('bot_max_events_per_day') ~ ' events on a day' %}
 {% set too_much_browsed =
     'more than ' ~ var('bot_max_browsed_per_day_without_cart')
@@ -15,7 +17,7 @@ as_of as (
 
 daily_signals as (
 
-    select * from {{ ref('int_daily_signals') }}
+    select * from {{ ref('int_daily_signals') }} {{ of_changed_users() }}
     where event_on <= (select as_of from as_of)
 
 ),

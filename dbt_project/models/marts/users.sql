@@ -33,12 +33,24 @@ signals as (
 
 ),
 
+by_category as (
+
+    select
+        user_id,
+        category,
+        sum(weight) as weight,
+        sum(n_purchases) as n_purchases
+    from signals
+    group by user_id, category
+
+),
+
 purchases as (
 
     select
         user_id,
         sum(n_purchases) as n_purchases
-    from signals
+    from by_category
     group by user_id
 
 ),
@@ -48,11 +60,10 @@ favourites as (
     select
         user_id,
         category
-    from signals
+    from by_category
     where category is not null
-    group by user_id, category
     -- A tie goes to the category first in the alphabet.
-    qualify row_number() over (partition by user_id order by sum(weight) desc, category) = 1
+    qualify row_number() over (partition by user_id order by weight desc, category) = 1
 
 ),
 

@@ -47,7 +47,8 @@ events as (
     {%- if is_refresh('file_version') %}
     semi join (
         select source_file from files
-        where file_version not in (select file_version from {{ this }})
+        -- distinct: else the millions are put into a hash table, for a handful of versions.
+        where file_version not in (select distinct file_version from {{ this }})
     ) as new_files using (source_file)
     {%- endif %}
 

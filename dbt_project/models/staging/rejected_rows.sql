@@ -19,7 +19,7 @@ products as (
 
 ),
 
-refused_events as (
+refused_events as materialized (
 
     select source_file, source_row, reject_column, reject_reason, reject_value
     from {{ ref('base_events') }}
