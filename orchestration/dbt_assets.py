@@ -18,6 +18,7 @@ from dagster_dbt import (
 from packaging.version import Version
 
 from ml_assets.warehouse import Warehouse
+from orchestration.gates import import_early
 from orchestration.settings import DBT, DBT_PROJECT_DIR, Settings
 
 project = DbtProject(project_dir=DBT_PROJECT_DIR, profiles_dir=DBT_PROJECT_DIR)
@@ -103,6 +104,7 @@ def dbt_models(
     if config.as_of:
         arguments += ["--vars", json.dumps({"as_of": config.as_of})]
     invocation = dbt.cli(arguments, context=context, raise_on_error=False)
+    import_early()
     # Held back until dbt has let go of the warehouse, so that rows can be counted.
     events = []
     for event in invocation.stream():
@@ -141,7 +143,9 @@ def _row_counts(warehouse: Warehouse, context: dg.AssetExecutionContext) -> dict
     counts = {}
     with warehouse.connect() as connection:
         tables = connection.execute(
+            # Not views: counting one would run it.
             "select table_schema || '.' || table_name from information_schema.tables"
+            " where table_type = 'BASE TABLE'"
         ).fetchall()
         for (table,) in tables:
             if dg.AssetKey(table.split(".")) in context.selected_asset_keys:

@@ -7,7 +7,6 @@ from typing import Any
 import dagster as dg
 
 from ml_assets.warehouse import Warehouse
-from orchestration.gates import import_early
 from orchestration.landing.contract import LandingError
 from orchestration.landing.ingest import check_event_types, ingest_folder
 from orchestration.settings import EVENT_WEIGHTS, Settings
@@ -62,7 +61,6 @@ def landing(
             table: _count(connection, table)
             for table in (*DESCRIPTIONS, "landing_files", "malformed_lines")
         }
-    import_early()
     for table, n_rows in counts.items():
         metadata: dict[str, Any] = {"dagster/row_count": n_rows}
         if table == "landing_files":

@@ -21,6 +21,7 @@ _LEARNED = dg.AssetSelection.assets(
     ["ml", "product_vectors"],
     ["ml", "content_neighbours"],
     ["ml", "offline_metrics"],
+    ["intermediate", "int_backtest_undone_days"],
     ["marts", "backtest_signals"],
     ["marts", "backtest_popularity"],
     ["marts", "holdout"],

@@ -35,6 +35,8 @@ LINE, LIMITS = "the whole line", "sum of the limits"
 DUCKDB_SCAN, POLARS_SCAN = "DuckDB, hash of every column", "Polars, hash of every column"
 MEMORY = "peak memory, GiB"
 _EVENTS = "events/*.parquet"
+# The pairs of products that were seen together are what needs the memory.
+_MOST_USERS_IN_4_GB = 400_000
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ def _run(shop: Shop, home: Path, job: str) -> Run:
         "RECMART_DATA": str(shop.folder),
         "DAGSTER_HOME": str(home / "dagster"),
         "REDIS_URL": "embedded",
+        "RECMART_MEMORY_LIMIT": "4GB" if shop.n_users <= _MOST_USERS_IN_4_GB else "5.5GB",
     }
     home.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "orchestration.demo", "--job", job]
