@@ -55,7 +55,7 @@ $(BENCH_READY): $(READY) requirements-bench.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-bench.lock
 	@touch $@
 
-# Every stage beside its rivals, and the line on shops of up to five million events: minutes.
+# Every stage beside its rivals, and the line on shops of up to ten million events: 20 minutes.
 # RECMART_GOWALLA names the folder of that data set, if there is one.
 bench: $(BENCH_READY)
 	PYTHONPATH=tests $(BIN)/python -W ignore -m bench_all

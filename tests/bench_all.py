@@ -81,9 +81,9 @@ SIZES = {
         n_items=50_000,
         n_entries=5_000_000,
         n_runs=3,
-        line_events=5_000_000,
+        line_events=10_000_000,
         line_runs=1,
-        other_line_events=(500_000, 1_000_000, 2_000_000),
+        other_line_events=(500_000, 1_000_000, 2_000_000, 5_000_000),
         redis_users=(100_000,),
     ),
     "full": Sizes(
