@@ -463,8 +463,8 @@ def sample(
         """
         with chosen as (
             select user_id from ml.recommendations where rank = 1
-            qualify row_number() over (partition by source order by user_id) = 1
-            order by user_id limit $n_users
+            order by row_number() over (partition by source order by user_id) > 1, user_id
+            limit $n_users
         )
         select user_id, rank, title, round(score, 2) as score, source, reason
         from ml.recommendations semi join chosen using (user_id)

@@ -375,13 +375,7 @@ def best_by_history(
     if not 1 <= len(models) <= 2:
         raise ValueError(f"one or two item-item models can be blended, got {len(models)}")
     n_users, n_items = exclude.shape
-    (one, w_one), (two, w_two) = models[0], models[-1] if len(models) == 2 else (None, 0.0)
-    if two is None:
-        two = replace(
-            one,
-            follows=sp.csr_matrix((n_items, n_items), dtype=np.float32),
-            knows_item=np.zeros(n_items, dtype=bool),
-        )
+    (one, w_one), (two, w_two) = _pair(models)
     lists = ScaledLists(
         items=np.full((n_users, k), NOTHING, dtype=np.int32),
         score=np.full((n_users, k), -np.inf),
@@ -419,6 +413,21 @@ def best_by_history(
         progress(f"scored {done:,} of {n_users:,} users")
     n = len(models)
     return replace(lists, parts=lists.parts[:n], inverse_deviation=lists.inverse_deviation[:n])
+
+
+def _pair(
+    models: list[tuple[ItemItemModel, float]],
+) -> tuple[tuple[ItemItemModel, float], tuple[ItemItemModel, float]]:
+    """Two models for the compiled loops; one that knows nothing stands in for the second."""
+    if len(models) == 2:
+        return models[0], models[1]
+    (one, _) = models[0]
+    nothing = replace(
+        one,
+        follows=sp.csr_matrix(one.follows.shape, dtype=np.float32),
+        knows_item=np.zeros(len(one.knows_item), dtype=bool),
+    )
+    return models[0], (nothing, 0.0)
 
 
 def _arrays(model: ItemItemModel) -> tuple[np.ndarray, ...]:
@@ -609,9 +618,8 @@ def because_by_history(
     """
     n_users, n_items = models[0][0].history.shape
     because = np.full(chosen.shape, NOTHING, dtype=np.int64)
-    (one, w_one), (two, w_two) = models[0], models[-1] if len(models) == 2 else (None, 0.0)
-    if two is None:
-        two = replace(one, follows=sp.csr_matrix((n_items, n_items), dtype=np.float32))
+    (one, w_one), (two, w_two) = _pair(models)
+    if len(models) == 1:
         inverse_deviation = np.vstack([inverse_deviation, np.zeros(n_users)])
 
     def work(start: int, stop: int, place_of_item: np.ndarray) -> None:

@@ -34,7 +34,11 @@ LIST_TABLES = {
     "scored_products": "The catalogue the lists were made from, with the hash of the models. One "
     "row per product.",
 }
-_BY_USER = ("candidates", "recommendations", "scored_users")
+_BY_USER = {
+    "candidates": CANDIDATES,
+    "recommendations": RECOMMENDATIONS,
+    "scored_users": pl.Schema({"user_id": pl.String, "inputs_hash": pl.Int64}),
+}
 
 
 @dataclass(frozen=True)
@@ -202,11 +206,7 @@ def _make_room(
 ) -> None:
     """Delete the rows of users who are touched or gone."""
     if is_from_scratch:
-        for table, schema in (
-            ("candidates", CANDIDATES),
-            ("recommendations", RECOMMENDATIONS),
-            ("scored_users", pl.Schema({"user_id": pl.String, "inputs_hash": pl.Int64})),
-        ):
+        for table, schema in _BY_USER.items():
             _replace(connection, table, pl.DataFrame(schema=schema))
         return
     kept = pl.DataFrame({"user_id": user_ids.filter(pl.Series(~touched.is_touched))})
