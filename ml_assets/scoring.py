@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 from threadpoolctl import threadpool_limits
 
 from ml_assets.item_item import NOTHING
@@ -246,6 +248,7 @@ class _Tile:
 
     group: int
     longest: float
+    first_place: int
     item_of_column: np.ndarray
     # (d, n_columns), as the matrix product wants it.
     vectors: np.ndarray
@@ -271,7 +274,9 @@ class _Search:
         self.first_items = np.flatnonzero(eligible).astype(np.int32)
         self.user_norms = _norms(users)
         norms = _norms(items)
-        self.tiles = []
+        # Places are columns, counted on through all tiles.
+        self.place_of_item = np.full(len(items), -1, dtype=np.int32)
+        self.tiles, n_placed = [], 0
         for group in range(shifts.of_user.shape[1]):
             members = np.flatnonzero(eligible & (shifts.group_of_item == group))
             members = members[np.lexsort((members, -norms[members]))].astype(np.int32)
@@ -281,10 +286,13 @@ class _Search:
                     _Tile(
                         group=group,
                         longest=float(norms[columns[0]]),
+                        first_place=n_placed,
                         item_of_column=columns,
                         vectors=np.ascontiguousarray(items[columns].T),
                     )
                 )
+                self.place_of_item[columns] = np.arange(n_placed, n_placed + len(columns))
+                n_placed += len(columns)
         # An inner product of d terms in single precision is off by no more than this share of the
         # norms' product (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, 3.1),
         # and adding the shift and rounding the limit by no more than that of their sum.
@@ -314,7 +322,7 @@ class _Search:
             work,
             len(rows),
             rows_per_block=min(_ROWS, most),
-            scratch=lambda: np.empty(min(_ROWS, most) * _TILE, dtype=np.float32),
+            scratch=lambda: np.empty(min(_ROWS, most) * _TILE + _WORD, dtype=np.float32),
         )
 
     def _block(
@@ -341,8 +349,6 @@ class _Search:
         shift = self.shifts.of_user[rows]
         closed = np.flatnonzero(~is_open)
         norms, slack = self.user_norms[rows], self.slack[rows]
-        words_above = np.zeros(_TILE // 8, dtype=np.uint64)
-        is_above = words_above.view(np.bool_)
         active, vectors, group = np.flatnonzero(is_open), users[is_open], -1
         for tile in self.tiles:
             if tile.group != group:
@@ -363,8 +369,10 @@ class _Search:
             product = scores[: len(active) * width].reshape(len(active), width)
             np.matmul(vectors, tile.vectors, out=product)
             _collect(
-                product,
+                scores,
                 tile.item_of_column,
+                tile.first_place,
+                self.place_of_item,
                 active,
                 rows,
                 shift[:, group],
@@ -378,8 +386,6 @@ class _Search:
                 self.k,
                 limit_is_fixed,
                 is_sure,
-                is_above,
-                words_above,
             )
         if not limit_is_fixed:
             _drop_all(self.k, slack, found.score, found.item, found.n, found.limit)
@@ -419,10 +425,76 @@ def _norms(vectors: np.ndarray) -> np.ndarray:
     return np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
 
 
+# Scores compared at once.
+_WORD = 64
+
+
+@intrinsic
+def _which_are_above(typing_context, scores, start, limit):  # type: ignore[no-untyped-def]
+    """The next 64 scores compared with a limit: a bit for each, the first one lowest."""
+
+    def code(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        vector = ir.VectorType(ir.FloatType(), _WORD)
+        address = builder.gep(array.data, [arguments[1]])
+        values = builder.load(builder.bitcast(address, vector.as_pointer()), align=4)
+        lane = ir.Constant(ir.IntType(32), 0)
+        limits = builder.insert_element(ir.Constant(vector, ir.Undefined), arguments[2], lane)
+        same = ir.Constant(ir.VectorType(ir.IntType(32), _WORD), [lane] * _WORD)
+        limits = builder.shuffle_vector(limits, ir.Constant(vector, ir.Undefined), same)
+        return builder.bitcast(builder.fcmp_ordered(">", values, limits), ir.IntType(_WORD))
+
+    return types.uint64(scores, types.intp, types.float32), code
+
+
+@intrinsic
+def _lowest_bit(typing_context, word):  # type: ignore[no-untyped-def]
+    """The place of the lowest bit of a word that has one."""
+
+    def code(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.uint64(types.uint64), code
+
+
+@njit(cache=True, nogil=True)
+def _first_limit(values: np.ndarray, heap: np.ndarray) -> float:
+    """At least len(heap) of the values are not below it: most of them need not be kept at all."""
+    largest = values[:_WORD].copy()
+    for first in range(_WORD, len(values) - _WORD + 1, _WORD):
+        for i in range(_WORD):
+            largest[i] = max(largest[i], values[first + i])
+    _keep_largest(largest, heap)
+    return heap[0]
+
+
+@njit(cache=True, nogil=True)
+def _keep_largest(values: np.ndarray, heap: np.ndarray) -> None:
+    """The largest values, as a heap: the smallest of them stands first."""
+    k = len(heap)
+    heap[:] = -np.inf
+    for score in values:
+        if score > heap[0]:
+            at = 0
+            while True:
+                child = 2 * at + 1
+                if child >= k:
+                    break
+                if child + 1 < k and heap[child + 1] < heap[child]:
+                    child += 1
+                if heap[child] >= score:
+                    break
+                heap[at] = heap[child]
+                at = child
+            heap[at] = score
+
+
 @njit(cache=True, nogil=True)
 def _collect(
     scores: np.ndarray,
     item_of_column: np.ndarray,
+    first_place: int,
+    place_of_item: np.ndarray,
     active: np.ndarray,
     user_of_row: np.ndarray,
     shift: np.ndarray,
@@ -436,13 +508,16 @@ def _collect(
     k: int,
     limit_is_fixed: bool,
     is_sure: np.ndarray,
-    is_above: np.ndarray,
-    words_above: np.ndarray,
 ) -> None:
-    """Keep the scores of a tile that may be among a user's k best."""
-    n_columns = scores.shape[1]
+    """Keep the scores of a tile that may be among a user's k best.
+
+    `scores` holds a row of as many scores as there are columns for each active user, and a word
+    more that may be read.
+    """
+    n_columns = len(item_of_column)
     n_places = found_score.shape[1]
     heap = np.empty(k, dtype=np.float32)
+    one = np.uint64(1)
     for i in range(len(active)):
         row = active[i]
         if not is_sure[row]:
@@ -452,16 +527,22 @@ def _collect(
         own_limit = limit[row] - own_shift
         begin = exclude_indptr[user_of_row[row]]
         end = exclude_indptr[user_of_row[row] + 1]
-        values = scores[i]
-        # Two loops, so that the first compiles to vector instructions: eight scores a word, and
-        # most words are zero.
-        for column in range(n_columns):
-            is_above[column] = values[column] > own_limit
-        for word in range((n_columns + 7) >> 3):
-            if words_above[word] == 0:
-                continue
-            for column in range(8 * word, min(8 * word + 8, n_columns)):
+        values = scores[i * n_columns : (i + 1) * n_columns]
+        if own_limit == -np.inf and n_columns >= _WORD and not limit_is_fixed:
+            for at in range(begin, end):
+                column = place_of_item[exclude_indices[at]] - first_place
+                if 0 <= column < n_columns:
+                    values[column] = -np.inf
+            own_limit = _first_limit(values, heap) - slack[row]
+        for first in range(0, n_columns, _WORD):
+            above = _which_are_above(scores, i * n_columns + first, own_limit)
+            if n_columns - first < _WORD:
+                above &= (one << np.uint64(n_columns - first)) - one
+            while above:
+                column = first + np.int64(_lowest_bit(above))
+                above &= above - one
                 score = values[column]
+                # The limit may have been raised.
                 if not score > own_limit:
                     continue
                 item = item_of_column[column]
@@ -487,7 +568,8 @@ def _collect(
                 n_found[row] += 1
             if not is_sure[row]:
                 break
-        if n_found[row] > n_before and n_found[row] > k + 8 and not limit_is_fixed:
+        n_kept = k + 8 if limit[row] > -np.inf else k - 1
+        if n_found[row] > n_before and n_found[row] > n_kept and not limit_is_fixed:
             _drop(row, k, slack[row], heap, found_score, found_item, n_found, limit)
 
 
@@ -504,23 +586,7 @@ def _drop(
 ) -> None:
     """Raise the limit to the k-th best score less the slack, and drop what is below it."""
     n = n_found[row]
-    for i in range(k):
-        heap[i] = -np.inf
-    for i in range(n):
-        score = found_score[row, i]
-        if score > heap[0]:
-            at = 0
-            while True:
-                child = 2 * at + 1
-                if child >= k:
-                    break
-                if child + 1 < k and heap[child + 1] < heap[child]:
-                    child += 1
-                if heap[child] >= score:
-                    break
-                heap[at] = heap[child]
-                at = child
-            heap[at] = score
+    _keep_largest(found_score[row, :n], heap)
     limit[row] = heap[0] - slack
     n_kept = 0
     for i in range(n):
