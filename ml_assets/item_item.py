@@ -13,6 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 from numba import njit
 
+from ml_assets.bits import ONE, WORD, as_ordered, from_ordered, lowest_bit, which_are_above
 from ml_assets.threads import over_blocks, run_over_blocks
 
 NOTHING = -1
@@ -74,7 +75,7 @@ def largest_products(
     weight = np.empty((n_items, width), dtype=np.float32)
     n_found = np.zeros(n_items, dtype=np.int32)
 
-    def work(start: int, stop: int, own: tuple[np.ndarray, np.ndarray]) -> None:
+    def work(start: int, stop: int, own: tuple[np.ndarray, ...]) -> None:
         _nearest(
             start,
             stop,
@@ -97,7 +98,13 @@ def largest_products(
         n_items,
         rows_per_block=256,
         # One place more than there are items, for what is written down and not kept.
-        scratch=lambda: (np.zeros(n_items, np.float32), np.empty(n_items + 1, np.int32)),
+        scratch=lambda: (
+            np.zeros(n_items, np.float32),
+            np.empty(n_items + 1, np.int32),
+            np.empty(n_items + WORD, np.float32),
+            np.empty(2 * width + WORD, np.uint64),
+            np.zeros(n_items // WORD + 1, np.uint64),
+        ),
     ):
         pass
     return rows_of(index, weight, n_found)
@@ -155,6 +162,11 @@ def _push(
     return n_heap
 
 
+# A candidate in one number that orders as candidates do: by value, ties by the lower item.
+_ITEM_BITS = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
+
+
 @njit(cache=True, nogil=True)
 def _nearest(
     start: int,
@@ -169,14 +181,14 @@ def _nearest(
     target_scale: np.ndarray,
     total: np.ndarray,
     touched: np.ndarray,
+    values: np.ndarray,
+    candidates: np.ndarray,
+    chosen: np.ndarray,
     index: np.ndarray,
     weight: np.ndarray,
     n_found: np.ndarray,
 ) -> None:
     k = index.shape[1]
-    values = np.empty(len(touched), dtype=np.float32)
-    shuffled = np.empty(len(touched), dtype=np.float32)
-    chosen = np.empty(k, dtype=np.int32)
     for source in range(start, stop):
         n_touched = 0
         for at in range(column_indptr[source], column_indptr[source + 1]):
@@ -185,61 +197,81 @@ def _nearest(
             for place in range(row_indptr[user], row_indptr[user + 1]):
                 item = row_items[place]
                 gain = amount * row_weights[place]
+                before = total[item]
                 # Written down in any case, and kept if it is the first time: a branch that goes
                 # either way would cost more than all the rest. A gain of zero would leave the
                 # total at zero, and the item be noted again.
                 touched[n_touched] = item
-                n_touched += (total[item] == 0) & (gain > 0)
-                total[item] += gain
+                n_touched += (before == 0) & (gain > 0)
+                total[item] = before + gain
         total[source] = 0
-        n = 0
         for i in range(n_touched):
             item = touched[i]
-            value = total[item] * target_scale[item]
+            values[i] = total[item] * target_scale[item]
             total[item] = 0
-            touched[n] = item
-            values[n] = value
-            n += value > 0
-        limit = np.float32(0)
-        n_ties = n
-        if n > k:
-            shuffled[:n] = values[:n]
-            limit = _kth_largest(shuffled, n, k)
-            n_ties = k
-            for i in range(n):
-                n_ties -= values[i] > limit
-        n_chosen = 0
+        n = _largest_values(values, touched, n_touched, k, candidates)
+        # A bit for each chosen item, read in order: faster than sorting.
         for i in range(n):
-            # Back where they can be looked up once the chosen are in order.
-            total[touched[i]] = values[i]
-            if values[i] > limit:
-                chosen[n_chosen] = touched[i]
-                n_chosen += 1
-        if n > k:
-            n_chosen = _take_ties(touched, values, n, limit, n_ties, chosen, n_chosen)
-        in_order = np.sort(chosen[:n_chosen])
-        for i in range(n_chosen):
-            index[source, i] = in_order[i]
-            weight[source, i] = total[in_order[i]] * source_scale[source]
-        n_found[source] = n_chosen
-        for i in range(n):
-            total[touched[i]] = 0
+            item = np.int64(_ITEM_BITS - (candidates[i] & _ITEM_BITS))
+            total[item] = from_ordered(candidates[i] >> _HALF) * source_scale[source]
+            chosen[item >> 6] |= ONE << np.uint64(item & 63)
+        n_placed = 0
+        for word in range(len(chosen)):
+            bits = chosen[word]
+            chosen[word] = 0
+            while bits:
+                item = WORD * word + np.int64(lowest_bit(bits))
+                bits &= bits - ONE
+                index[source, n_placed] = item
+                weight[source, n_placed] = total[item]
+                total[item] = 0
+                n_placed += 1
+        n_found[source] = n
 
 
 @njit(cache=True, nogil=True)
-def _kth_largest(values: np.ndarray, n: int, k: int) -> float:
-    """Of the first n numbers the k-th largest, by Hoare's selection; reorders them."""
+def _largest_values(
+    values: np.ndarray, items: np.ndarray, n_values: int, k: int, candidates: np.ndarray
+) -> int:
+    """Put the k largest values above 0, in no order, at the head of `candidates`; how many."""
+    n = 0
+    limit = np.float32(0)
+    for first in range(0, n_values, WORD):
+        above = which_are_above(values, first, n_values - first, limit)
+        while above:
+            i = first + np.int64(lowest_bit(above))
+            above &= above - ONE
+            # The limit may have been raised.
+            if not values[i] > limit:
+                continue
+            if n == len(candidates):
+                _put_largest_first(candidates, n, k)
+                n = k
+                # A value that is just the limit may belong to a lower item.
+                limit = np.nextafter(from_ordered(candidates[k - 1] >> _HALF), np.float32(0))
+                if not values[i] > limit:
+                    continue
+            candidates[n] = (as_ordered(values[i]) << _HALF) | (_ITEM_BITS - np.uint64(items[i]))
+            n += 1
+    if n > k:
+        _put_largest_first(candidates, n, k)
+    return min(n, k)
+
+
+@njit(cache=True, nogil=True)
+def _put_largest_first(numbers: np.ndarray, n: int, k: int) -> None:
+    """Of the first n numbers the k largest to the front, the k-th last, by Hoare's selection."""
     low, high, rank = 0, n - 1, k - 1
     while low < high:
-        pivot = values[(low + high) >> 1]
+        pivot = numbers[(low + high) >> 1]
         i, j = low, high
         while i <= j:
-            while values[i] > pivot:
+            while numbers[i] > pivot:
                 i += 1
-            while values[j] < pivot:
+            while numbers[j] < pivot:
                 j -= 1
             if i <= j:
-                values[i], values[j] = values[j], values[i]
+                numbers[i], numbers[j] = numbers[j], numbers[i]
                 i += 1
                 j -= 1
         if rank <= j:
@@ -247,30 +279,7 @@ def _kth_largest(values: np.ndarray, n: int, k: int) -> float:
         elif rank >= i:
             low = i
         else:
-            break
-    return values[rank]
-
-
-@njit(cache=True, nogil=True)
-def _take_ties(
-    items: np.ndarray,
-    values: np.ndarray,
-    n: int,
-    limit: float,
-    n_wanted: int,
-    chosen: np.ndarray,
-    n_chosen: int,
-) -> int:
-    """Add the lowest `n_wanted` items whose value is just the limit."""
-    ties = np.empty(n, dtype=np.int32)
-    n_ties = 0
-    for i in range(n):
-        ties[n_ties] = items[i]
-        n_ties += values[i] == limit
-    ties = np.sort(ties[:n_ties])
-    for i in range(n_wanted):
-        chosen[n_chosen + i] = ties[i]
-    return n_chosen + n_wanted
+            return
 
 
 def largest_of_rows(matrix: sp.csr_matrix, *, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -402,9 +411,11 @@ def best_by_history(
 
     def scratch() -> tuple[np.ndarray, ...]:
         return (
-            np.zeros((n_items, 2)),
+            np.zeros(n_items),
+            np.zeros(n_items),
             np.empty(n_items),
             np.empty(n_items),
+            np.empty(n_items + WORD),
             np.empty(n_items + 1, np.int32),
             np.zeros(n_items, np.bool_),
         )
@@ -453,12 +464,12 @@ def _add_up(
     indptr: np.ndarray,
     indices: np.ndarray,
     data: np.ndarray,
-    side: int,
     total: np.ndarray,
+    total_of_other: np.ndarray,
     touched: np.ndarray,
     n_touched: int,
 ) -> int:
-    """Add one user's history times the model into a column of `total`; note what it arrives at."""
+    """Add one user's history times the model into `total`; note what it arrives at."""
     for at in range(begin, end):
         source = items[at]
         # np.float64, since numba's float leaves a float32 as it is.
@@ -466,10 +477,11 @@ def _add_up(
         for place in range(indptr[source], indptr[source + 1]):
             item = indices[place]
             gain = amount * np.float64(data[place])
+            before = total[item]
             # Without a branch: see _nearest.
             touched[n_touched] = item
-            n_touched += (total[item, 0] == 0) & (total[item, 1] == 0) & (gain > 0)
-            total[item, side] += gain
+            n_touched += (before == 0) & (total_of_other[item] == 0) & (gain > 0)
+            total[item] = before + gain
     return n_touched
 
 
@@ -478,11 +490,24 @@ def _inverse_deviation(sums: np.ndarray, n_touched: int, n_known: int) -> tuple[
     """Mean and 1 / deviation over the known products; those not touched have 0."""
     if n_known == 0:
         return 0.0, 0.0
-    sum_of = sum_of_squares = 0.0
-    for i in range(n_touched):
-        sum_of += sums[i]
-        sum_of_squares += sums[i] * sums[i]
-    mean = sum_of / n_known
+    # Four sums side by side, in a stated order: additions need not wait for each other.
+    a = b = c = d = 0.0
+    aa = bb = cc = dd = 0.0
+    n = n_touched & ~3
+    for i in range(0, n, 4):
+        a += sums[i]
+        b += sums[i + 1]
+        c += sums[i + 2]
+        d += sums[i + 3]
+        aa += sums[i] * sums[i]
+        bb += sums[i + 1] * sums[i + 1]
+        cc += sums[i + 2] * sums[i + 2]
+        dd += sums[i + 3] * sums[i + 3]
+    for i in range(n, n_touched):
+        a += sums[i]
+        aa += sums[i] * sums[i]
+    sum_of_squares = (aa + bb) + (cc + dd)
+    mean = ((a + b) + (c + d)) / n_known
     variance = sum_of_squares / n_known - mean * mean
     if not variance > 1e-12 * sum_of_squares / n_known:
         return mean, 0.0
@@ -514,9 +539,11 @@ def _best(
     exclude_indptr: np.ndarray,
     exclude_items: np.ndarray,
     eligible: np.ndarray,
-    total: np.ndarray,
+    total_one: np.ndarray,
+    total_two: np.ndarray,
     one: np.ndarray,
     two: np.ndarray,
+    values: np.ndarray,
     touched: np.ndarray,
     is_excluded: np.ndarray,
     items: np.ndarray,
@@ -540,8 +567,8 @@ def _best(
                 one_indptr,
                 one_indices,
                 one_data,
-                0,
-                total,
+                total_one,
+                total_one,
                 touched,
                 n_touched,
             )
@@ -554,38 +581,47 @@ def _best(
                 two_indptr,
                 two_indices,
                 two_data,
-                1,
-                total,
+                total_two,
+                total_one,
                 touched,
                 n_touched,
             )
-        # Side by side from here on: each item's two sums are looked up in the large array once.
+        # Side by side from here on: an item's sums are looked up in the large arrays once.
         for i in range(n_touched):
             item = touched[i]
-            one[i] = total[item, 0]
-            two[i] = total[item, 1]
-            total[item, 0] = 0.0
-            total[item, 1] = 0.0
+            one[i] = total_one[item]
+            total_one[item] = 0.0
+        for i in range(n_touched if n_two else 0):
+            item = touched[i]
+            two[i] = total_two[item]
+            total_two[item] = 0.0
         mean_one, inverse_one = _inverse_deviation(one, n_touched, n_one)
         mean_two, inverse_two = _inverse_deviation(two, n_touched, n_two)
         inverse_deviation[0, user] = inverse_one
         inverse_deviation[1, user] = inverse_two
         for at in range(exclude_indptr[user], exclude_indptr[user + 1]):
             is_excluded[exclude_items[at]] = True
-        n_heap = 0
         for i in range(n_touched):
-            item = touched[i]
-            value = 0.0
-            if one_knows_item[item]:
-                value += w_one * ((one[i] - mean_one) * inverse_one)
-            if two_knows_item[item]:
-                value += w_two * ((two[i] - mean_two) * inverse_two)
-            if n_heap == k and value < heap_value[0]:
-                continue
-            if eligible[item] and not is_excluded[item]:
-                # The item and its place in one number, which orders as the items do.
-                key = (np.int64(item) << 32) | i
-                n_heap = _push(value, key, heap_value, heap_key, n_heap)
+            is_known = one_knows_item[touched[i]]
+            values[i] = w_one * ((one[i] - mean_one) * inverse_one) if is_known else 0.0
+        for i in range(n_touched if n_two else 0):
+            is_known = two_knows_item[touched[i]]
+            values[i] += w_two * ((two[i] - mean_two) * inverse_two) if is_known else 0.0
+        n_heap = 0
+        limit = -np.inf
+        for first in range(0, n_touched, WORD):
+            above = which_are_above(values, first, n_touched - first, limit)
+            while above:
+                place = first + np.int64(lowest_bit(above))
+                above &= above - ONE
+                item = touched[place]
+                if values[place] > limit and eligible[item] and not is_excluded[item]:
+                    # The item and its place in one number, which orders as the items do.
+                    key = (np.int64(item) << 32) | place
+                    n_heap = _push(values[place], key, heap_value, heap_key, n_heap)
+                    if n_heap == k:
+                        # One that is just as good may be a lower item.
+                        limit = np.nextafter(heap_value[0], -np.inf)
         for at in range(exclude_indptr[user], exclude_indptr[user + 1]):
             is_excluded[exclude_items[at]] = False
         _sort_best_first(heap_value, heap_key, n_heap)

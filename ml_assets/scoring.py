@@ -14,11 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 from threadpoolctl import threadpool_limits
 
+from ml_assets.bits import ONE, WORD, lowest_bit, which_are_above
 from ml_assets.item_item import NOTHING
 from ml_assets.models import FactorModel
 from ml_assets.threads import n_threads, over_blocks, run_over_blocks
@@ -322,7 +321,7 @@ class _Search:
             work,
             len(rows),
             rows_per_block=min(_ROWS, most),
-            scratch=lambda: np.empty(min(_ROWS, most) * _TILE + _WORD, dtype=np.float32),
+            scratch=lambda: np.empty(min(_ROWS, most) * _TILE + WORD, dtype=np.float32),
         )
 
     def _block(
@@ -425,44 +424,12 @@ def _norms(vectors: np.ndarray) -> np.ndarray:
     return np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
 
 
-# Scores compared at once.
-_WORD = 64
-
-
-@intrinsic
-def _which_are_above(typing_context, scores, start, limit):  # type: ignore[no-untyped-def]
-    """The next 64 scores compared with a limit: a bit for each, the first one lowest."""
-
-    def code(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        vector = ir.VectorType(ir.FloatType(), _WORD)
-        address = builder.gep(array.data, [arguments[1]])
-        values = builder.load(builder.bitcast(address, vector.as_pointer()), align=4)
-        lane = ir.Constant(ir.IntType(32), 0)
-        limits = builder.insert_element(ir.Constant(vector, ir.Undefined), arguments[2], lane)
-        same = ir.Constant(ir.VectorType(ir.IntType(32), _WORD), [lane] * _WORD)
-        limits = builder.shuffle_vector(limits, ir.Constant(vector, ir.Undefined), same)
-        return builder.bitcast(builder.fcmp_ordered(">", values, limits), ir.IntType(_WORD))
-
-    return types.uint64(scores, types.intp, types.float32), code
-
-
-@intrinsic
-def _lowest_bit(typing_context, word):  # type: ignore[no-untyped-def]
-    """The place of the lowest bit of a word that has one."""
-
-    def code(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.uint64(types.uint64), code
-
-
 @njit(cache=True, nogil=True)
 def _first_limit(values: np.ndarray, heap: np.ndarray) -> float:
     """At least len(heap) of the values are not below it: most of them need not be kept at all."""
-    largest = values[:_WORD].copy()
-    for first in range(_WORD, len(values) - _WORD + 1, _WORD):
-        for i in range(_WORD):
+    largest = values[:WORD].copy()
+    for first in range(WORD, len(values) - WORD + 1, WORD):
+        for i in range(WORD):
             largest[i] = max(largest[i], values[first + i])
     _keep_largest(largest, heap)
     return heap[0]
@@ -517,7 +484,6 @@ def _collect(
     n_columns = len(item_of_column)
     n_places = found_score.shape[1]
     heap = np.empty(k, dtype=np.float32)
-    one = np.uint64(1)
     for i in range(len(active)):
         row = active[i]
         if not is_sure[row]:
@@ -528,19 +494,17 @@ def _collect(
         begin = exclude_indptr[user_of_row[row]]
         end = exclude_indptr[user_of_row[row] + 1]
         values = scores[i * n_columns : (i + 1) * n_columns]
-        if own_limit == -np.inf and n_columns >= _WORD and not limit_is_fixed:
+        if own_limit == -np.inf and n_columns >= WORD and not limit_is_fixed:
             for at in range(begin, end):
                 column = place_of_item[exclude_indices[at]] - first_place
                 if 0 <= column < n_columns:
                     values[column] = -np.inf
             own_limit = _first_limit(values, heap) - slack[row]
-        for first in range(0, n_columns, _WORD):
-            above = _which_are_above(scores, i * n_columns + first, own_limit)
-            if n_columns - first < _WORD:
-                above &= (one << np.uint64(n_columns - first)) - one
+        for first in range(0, n_columns, WORD):
+            above = which_are_above(scores, i * n_columns + first, n_columns - first, own_limit)
             while above:
-                column = first + np.int64(_lowest_bit(above))
-                above &= above - one
+                column = first + np.int64(lowest_bit(above))
+                above &= above - ONE
                 score = values[column]
                 # The limit may have been raised.
                 if not score > own_limit:

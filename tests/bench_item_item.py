@@ -25,6 +25,7 @@ from ml_assets.recommend import Hybrid, propose
 from ml_assets.threads import n_threads
 
 OURS = "recmart item_item"
+FEW = 20
 SCIPY = "the same model, scipy product + argpartition"
 COLUMNS = ("training, seconds", "scoring, seconds", f"NDCG@{K}", f"Recall@{K}")
 # Users of one sparse product. Only its entries are partitioned: dense rows took ten times as long.
@@ -106,12 +107,15 @@ def _trainers(
 
     train = split.train
     signals = signals_of_matrix(train)
-    found: dict[str, tuple[Callable[[], Any], Callable[[Any], Recommend]]] = {
-        OURS: (
-            lambda: fit_item_item(signals, settings=line_settings(), seed=0),
+
+    def ours(**changes: Any) -> tuple[Callable[[], Any], Callable[[Any], Recommend]]:
+        settings = line_settings(**changes)
+        return (
+            lambda: fit_item_item(signals, settings=settings, seed=0),
             lambda model: partial(_ours, train, model),
         )
-    }
+
+    found = {OURS: ours(), f"{OURS}, {FEW} neighbours": ours(neighbours=FEW)}
     for kind, k in ((CosineRecommender, 20), (CosineRecommender, 200), (BM25Recommender, 200)):
         name = f"implicit {kind.__name__}, K={k}"
         fit = partial(_fit_implicit, partial(kind, K=k), train)
