@@ -636,6 +636,82 @@ def _best(
                 parts[1, user, i] = (two[place] - mean_two) * inverse_two
 
 
+def z_of_pairs(model: ItemItemModel, items: np.ndarray) -> np.ndarray:
+    """The z-score of given pairs, over all products the model knows, as in `best_by_history`.
+
+    Args:
+        model: The model.
+        items: `(n_users, m)` int32, `NOTHING` for none.
+
+    Returns:
+        `(n_users, m)` float64, NaN where the model knows nothing of the user or the product.
+    """
+    n_users, n_items = model.history.shape
+    scores = np.full(items.shape, np.nan)
+
+    def work(start: int, stop: int, own: tuple[np.ndarray, ...]) -> None:
+        _z_of_pairs(start, stop, *_arrays(model), items, *own, scores)
+
+    for _ in over_blocks(
+        work,
+        n_users,
+        rows_per_block=4096,
+        scratch=lambda: (
+            np.zeros(n_items),
+            np.empty(n_items),
+            np.empty(n_items + 1, np.int32),
+        ),
+    ):
+        pass
+    return scores
+
+
+@njit(cache=True, nogil=True)
+def _z_of_pairs(
+    start: int,
+    stop: int,
+    history_indptr: np.ndarray,
+    history_items: np.ndarray,
+    history_weights: np.ndarray,
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    data: np.ndarray,
+    knows_user: np.ndarray,
+    knows_item: np.ndarray,
+    items: np.ndarray,
+    total: np.ndarray,
+    sums: np.ndarray,
+    touched: np.ndarray,
+    scores: np.ndarray,
+) -> None:
+    n_known = knows_item.sum()
+    for user in range(start, stop):
+        if not knows_user[user]:
+            continue
+        n_touched = _add_up(
+            history_indptr[user],
+            history_indptr[user + 1],
+            history_items,
+            history_weights,
+            indptr,
+            indices,
+            data,
+            total,
+            total,
+            touched,
+            0,
+        )
+        for i in range(n_touched):
+            sums[i] = total[touched[i]]
+        mean, inverse = _inverse_deviation(sums, n_touched, n_known)
+        for i in range(items.shape[1]):
+            item = items[user, i]
+            if item >= 0 and knows_item[item]:
+                scores[user, i] = (total[item] - mean) * inverse
+        for i in range(n_touched):
+            total[touched[i]] = 0.0
+
+
 def because_by_history(
     models: list[tuple[ItemItemModel, float]],
     inverse_deviation: np.ndarray,
