@@ -15,7 +15,8 @@ from exports.errors import PublishError
 from exports.redis_server import EmbeddedRedis
 from exports.versions import Version
 from ml_assets.assets import RecommenderSettings
-from ml_assets.warehouse import Warehouse
+from ml_assets.promotion import judge_promotion
+from ml_assets.warehouse import Warehouse, read_table
 
 # Keys of a version that is never replaced, because the line stopped running, go away in the end.
 TTL_SECONDS = 30 * 24 * 3600
@@ -69,6 +70,17 @@ def _failure(error: PublishError) -> dg.Failure:
     return dg.Failure(description=str(error), allow_retries=False)
 
 
+class CandidateConfig(dg.Config):
+    """What a run can be told of the version it makes.
+
+    Attributes:
+        force: Who wants it published although it is worse, and why; kept with the version. Empty:
+            a version that is refused stays unpublished.
+    """
+
+    force: str = ""
+
+
 @dg.asset(
     key=["serving", "candidate"],
     group_name="serving",
@@ -85,6 +97,7 @@ def _failure(error: PublishError) -> dg.Failure:
 )
 def candidate(
     context: dg.AssetExecutionContext,
+    config: CandidateConfig,
     warehouse: dg.ResourceParam[Warehouse],
     publishing: dg.ResourceParam[Publishing],
     recommender: RecommenderSettings,
@@ -93,6 +106,9 @@ def candidate(
     with warehouse.connect() as connection:
         as_of = connection.execute("select as_of from intermediate.int_as_of").fetchone()
         assert as_of is not None
+        promotion = judge_promotion(read_table(connection, "ml.offline_metrics"))
+        if config.force.strip():
+            promotion = promotion.forced_by(config.force.strip())
         try:
             version = versions.stage_version(
                 connection,
@@ -100,6 +116,8 @@ def candidate(
                 run_id=context.run.run_id,
                 seed=recommender.seed,
                 config_hash=publishing.config_hash(recommender),
+                settings=json.dumps(recommender.as_settings(), sort_keys=True),
+                promotion=promotion,
                 code_version=publishing.code_version,
                 created_at=_now(),
                 top_n=recommender.top_n,
@@ -107,12 +125,13 @@ def candidate(
             )
         except PublishError as error:
             raise _failure(error) from None
-    context.log.info(f"version {version.version} is {version.state}")
+    context.log.info(f"version {version.version} is {version.state}, {promotion.decision}")
     return dg.MaterializeResult(
         metadata={
             "version": version.version,
             "state": version.state,
             "content_hash": version.content_hash,
+            "promotion": f"{version.decision}: {version.verdict}",
             "dagster/row_count": version.n_rows,
             "users": version.n_users,
         }

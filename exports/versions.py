@@ -26,6 +26,7 @@ from datetime import date, datetime
 import duckdb
 
 from exports.errors import PublishError
+from ml_assets.promotion import Promotion
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,10 @@ SURFACES = (
 class Version:
     """One row of serving.versions. Times are naive UTC.
 
-    n_users counts users with recommendations, n_products the catalogue, n_rows the rows of all
-    surfaces. removed_at is set once the rows are gone; then nobody can roll back to it.
+    settings are those of the recommender, as JSON; decision and verdict tell whether the version
+    may go live, and on what figures (see `ml_assets.promotion`). n_users counts users with
+    recommendations, n_products the catalogue, n_rows the rows of all surfaces. removed_at is set
+    once the rows are gone; then nobody can roll back to it.
     """
 
     version: str
@@ -143,6 +146,9 @@ class Version:
     live_at: datetime | None
     code_version: str
     config_hash: str
+    settings: str | None
+    decision: str | None
+    verdict: str | None
     seed: int
     top_n: int
     n_users: int
@@ -168,6 +174,7 @@ create schema if not exists serving;
 create table if not exists serving.versions (
     version varchar, state varchar, reason varchar, as_of date, run_id varchar,
     created_at timestamp, live_at timestamp, code_version varchar, config_hash varchar,
+    settings varchar, decision varchar, verdict varchar,
     seed bigint, top_n integer, n_users bigint, n_products bigint, n_rows bigint,
     content_hash varchar, removed_at timestamp
 );
@@ -184,6 +191,11 @@ create table if not exists serving.publications (
 def ensure_schema(connection: duckdb.DuckDBPyConnection) -> None:
     """Create what is missing of the serving tables and views, so that readers always find them."""
     connection.execute(_TABLES)
+    for column in ("settings", "decision", "verdict"):
+        # Of a warehouse from before there were such columns.
+        connection.execute(
+            f"alter table serving.versions add column if not exists {column} varchar"
+        )
     for surface in SURFACES:
         columns = ", ".join(f"{name} {kind}" for name, kind in surface.columns.items())
         connection.execute(
@@ -203,6 +215,8 @@ def stage_version(
     run_id: str,
     seed: int,
     config_hash: str,
+    settings: str,
+    promotion: Promotion,
     code_version: str,
     created_at: datetime,
     top_n: int,
@@ -221,6 +235,8 @@ def stage_version(
         run_id: The run that publishes, for versions and log.
         seed: Recorded, to repeat the run.
         config_hash: Recorded.
+        settings: Recorded.
+        promotion: Recorded; who calls `mark_live` has to respect it.
         code_version: Recorded.
         created_at: Now, naive UTC.
         top_n: Length of a user's list, recorded.
@@ -259,6 +275,9 @@ def stage_version(
             live_at=None,
             code_version=code_version,
             config_hash=config_hash,
+            settings=settings,
+            decision=promotion.decision,
+            verdict=promotion.verdict,
             seed=seed,
             top_n=top_n,
             n_users=_count_users(connection, version_id),

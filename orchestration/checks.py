@@ -9,6 +9,7 @@ import duckdb
 from exports import versions
 from exports.versions import Version
 from ml_assets.assets import RecommenderSettings
+from ml_assets.promotion import REFUSED
 from ml_assets.warehouse import Warehouse
 from orchestration.gates import (
     ACCEPTED_EVENTS,
@@ -78,7 +79,15 @@ def input_gates(
 
 @dg.multi_asset_check(
     name="recommendation_gates",
-    specs=_specs(recommendations_gate("", 1), CANDIDATE_KEY),
+    specs=[
+        *_specs(recommendations_gate("", 1), CANDIDATE_KEY),
+        dg.AssetCheckSpec(
+            name="promotion",
+            asset=CANDIDATE_KEY,
+            description="On the last weeks it beats popularity and is not worse than what is live.",
+            blocking=True,
+        ),
+    ],
 )
 def recommendation_gates(
     context: dg.AssetCheckExecutionContext,
@@ -92,9 +101,30 @@ def recommendation_gates(
         gate = recommendations_gate(version.version, recommender.top_n)
         verdicts = judge(connection, gate, docs_root=settings.home)
         complaints = [complaint(verdict) for verdict in verdicts if not verdict.passed]
+        promotion = promotion_result(version)
+        if not promotion.passed:
+            complaints.append(str(promotion.description))
         if complaints:
             _reject(context, connection, version, " ".join(complaints))
     yield from _results(verdicts, CANDIDATE_KEY)
+    yield promotion
+
+
+def promotion_result(version: Version) -> dg.AssetCheckResult:
+    """The decision that stands in serving.versions, for the UI."""
+    is_refused = version.decision == REFUSED and version.state != "live"
+    description = f"{version.decision}: {version.verdict}."
+    if is_refused:
+        description += (
+            " Mend the settings or the data, or publish it all the same: run with"
+            ' ops > serving__candidate > config > force: "who, and why".'
+        )
+    return dg.AssetCheckResult(
+        check_name="promotion",
+        asset_key=CANDIDATE_KEY,
+        passed=not is_refused,
+        description=description,
+    )
 
 
 def _reject(

@@ -74,9 +74,11 @@ class DbtConfig(dg.Config):
 
     Attributes:
         as_of: A day as YYYY-MM-DD: nothing after it is read. Empty: the latest event's day.
+        variables: Further variables of dbt_project.yml, as JSON.
     """
 
     as_of: str = ""
+    variables: str = "{}"
 
 
 @dbt_assets(
@@ -99,10 +101,15 @@ def dbt_models(
     os.environ["RECMART_MEMORY_LIMIT"] = settings.memory_limit
     # Unit tests judge the SQL, not the data: they run with the test suite, not every night.
     arguments = ["build", "--exclude-resource-type", "unit_test"]
+    if not context.selected_asset_check_keys:
+        arguments += ["--exclude-resource-type", "test"]
     # A test that also reads a table which this run leaves as it was would compare two days.
     arguments += ["--indirect-selection", "buildable"]
+    variables = json.loads(config.variables)
     if config.as_of:
-        arguments += ["--vars", json.dumps({"as_of": config.as_of})]
+        variables["as_of"] = config.as_of
+    if variables:
+        arguments += ["--vars", json.dumps(variables)]
     invocation = dbt.cli(arguments, context=context, raise_on_error=False)
     import_early()
     # Held back until dbt has let go of the warehouse, so that rows can be counted.

@@ -9,6 +9,7 @@ import duckdb
 
 from exports.publish import publish_version
 from exports.versions import Version, stage_version
+from ml_assets.promotion import ACCEPTED, Promotion
 
 AS_OF = date(2011, 12, 9)
 NOW = datetime(2011, 12, 10, 3, 0)
@@ -147,6 +148,8 @@ def stage(connection: duckdb.DuckDBPyConnection, **settings: Any) -> Version:
             "run_id": "run-1",
             "seed": 42,
             "config_hash": "c0ffee",
+            "settings": "{}",
+            "promotion": Promotion(ACCEPTED, "better than ever"),
             "code_version": "0.1.0",
             "created_at": NOW,
             "top_n": 5,

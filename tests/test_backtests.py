@@ -1,0 +1,140 @@
+"""A backtest is production on an earlier day: the same lists, and nothing from after it."""
+
+import shutil
+from datetime import date, timedelta
+
+import dagster as dg
+import polars as pl
+import pytest
+from lines import line_in, why_it_failed
+from polars.testing import assert_frame_equal
+
+from ml_assets.folds import read_fold, write_fold
+from ml_assets.frames import SIGNALS
+from ml_assets.warehouse import read_table
+from orchestration.backtests import get_fold, recommend_as_of
+from orchestration.landing.synthetic_shop import write_shop
+
+START = date(2024, 1, 1)
+DAY = date(2024, 2, 20)
+N_DAYS = 14
+TABLES = dg.AssetSelection.groups("raw", "staging", "intermediate", "marts")
+
+
+def quiet(_):
+    return None
+
+
+def landed(folder):
+    line = line_in(folder)
+    write_shop(
+        line.settings.data,
+        n_users=80,
+        n_products=40,
+        n_events=6_000,
+        n_days=75,
+        start=START,
+        seed=9,
+        file_format="parquet",
+        dirt={},
+    )
+    return line
+
+
+def stage(line):
+    result = line.run(TABLES)
+    assert result.success, why_it_failed(result)
+    return line
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory):
+    return stage(landed(tmp_path_factory.mktemp("past")))
+
+
+@pytest.fixture(scope="module")
+def fold(line):
+    return get_fold(line.settings, DAY, n_days=N_DAYS, progress=quiet)
+
+
+@pytest.fixture(scope="module")
+def recommended(line):
+    return recommend_as_of(line.settings, DAY, recommender={}, progress=quiet)
+
+
+def test_a_fold_holds_what_users_went_for_in_the_days_after_the_day(line, fold):
+    first, last = fold.holdout["first_at"].min(), fold.holdout["first_at"].max()
+
+    assert first.date() > DAY and last.date() <= DAY + timedelta(days=N_DAYS)
+    assert fold.name == "2024-02-20/2024-03-05"
+    known = fold.signals.select("user_id", "product_id", was_known=True)
+    answers = fold.holdout.join(known, on=["user_id", "product_id"], how="left")
+    assert (answers["is_new"] == answers["was_known"].is_null()).all()
+
+
+def test_models_are_asked_about_the_past_with_the_signals_that_production_had_then(
+    line, fold, tmp_path
+):
+    then = line_in(tmp_path, data=line.settings.data)
+    result = then.run(TABLES, ops={"dbt_models": {"config": {"as_of": DAY.isoformat()}}})
+    assert result.success, why_it_failed(result)
+
+    with then.settings.warehouse.connect() as connection:
+        served = read_table(connection, "marts.signals", SIGNALS.names())
+    assert len(served) > 100
+    assert_frame_equal(fold.signals, served, check_row_order=False, check_exact=True)
+
+
+def test_whatever_happens_after_the_day_the_lists_are_the_same_to_the_last_bit(
+    recommended, tmp_path
+):
+    other = landed(tmp_path)
+    for path in sorted((other.settings.data / "events").rglob("*.parquet")):
+        events = pl.read_parquet(path)
+        is_later = pl.col("event_ts").cast(pl.String).str.slice(0, 10) > DAY.isoformat()
+        later, earlier = events.filter(is_later), events.filter(~is_later)
+        # Everybody else's events, of other kinds and products, backwards.
+        changed = later.with_columns(
+            pl.col("user_id").shift(7, fill_value=events["user_id"][0]),
+            pl.col("product_id").reverse(),
+            event_type=pl.lit("purchase"),
+        )
+        pl.concat([earlier, changed]).write_parquet(path)
+    stage(other)
+
+    again = recommend_as_of(other.settings, DAY, recommender={}, progress=quiet)
+
+    assert recommended["source"].eq("hybrid").sum() > 1_000
+    assert_frame_equal(recommended, again, check_exact=True)
+
+
+def test_a_fold_is_kept_until_what_it_was_made_from_changes(line, fold, tmp_path):
+    messages = []
+    again = get_fold(line.settings, DAY, n_days=N_DAYS, progress=messages.append)
+
+    assert messages == []
+    assert_frame_equal(again.holdout, fold.holdout)
+    write_fold(fold, tmp_path / "fold", made_from="these files")
+    kept = read_fold(tmp_path / "fold", made_from="these files")
+    assert kept is not None and kept.day == DAY and kept.n_days == N_DAYS
+    assert read_fold(tmp_path / "fold", made_from="others") is None
+    assert read_fold(tmp_path / "nothing", made_from="these files") is None
+
+
+def test_days_that_are_not_over_cannot_be_asked_about(line):
+    with pytest.raises(dg.Failure) as failure:
+        get_fold(line.settings, date(2024, 3, 14), n_days=28, progress=quiet)
+
+    assert "the 28 days after 2024-03-14 are not over" in failure.value.description
+    assert "Choose a day up to 2024-02-" in failure.value.description
+
+
+def test_without_any_event_there_is_no_past(tmp_path):
+    line = line_in(tmp_path)
+    line.settings.home.mkdir(parents=True)
+
+    with pytest.raises(dg.Failure) as failure:
+        recommend_as_of(line.settings, DAY, recommender={}, progress=quiet)
+
+    assert "no event has landed" in failure.value.description
+    shutil.rmtree(line.settings.home)
