@@ -12,9 +12,9 @@ import polars as pl
 from ml_assets.backtest import backtest
 from ml_assets.content import product_vectors as vectors_of_texts
 from ml_assets.content import text_neighbours, tfidf
-from ml_assets.evaluation import metric_table
 from ml_assets.frames import HOLDOUT, METRICS, POPULARITY, PRODUCTS, SIGNALS, USERS
 from ml_assets.item_item import ItemItemModel
+from ml_assets.judging import TARGETS, metric_table, segment_table
 from ml_assets.lists import LIST_TABLES, make_lists
 from ml_assets.model_tables import (
     NEIGHBOURS,
@@ -74,7 +74,8 @@ class RecommenderSettings(dg.ConfigurableResource):
         top_n: Rows per user.
         candidates: Rows per user in `ml.candidates`, at least `top_n`.
         similar: Similar products per product.
-        evaluated_users: Most users asked in the holdout, a seeded sample above it.
+        evaluated_users: Most users asked in the holdout, a seeded sample above it; of 20,000 the
+            means are known to 0.003 (Recall@20, new products) or 0.004 (any next).
         users_per_part: Users whose lists are made and written at a time, which bounds memory.
         block_megabytes: Memory for scores of factor models, all threads together.
         seed: Of everything random.
@@ -97,7 +98,7 @@ class RecommenderSettings(dg.ConfigurableResource):
     top_n: int = 20
     candidates: int = 50
     similar: int = 20
-    evaluated_users: int = 50_000
+    evaluated_users: int = 20_000
     users_per_part: int = 100_000
     block_megabytes: int = 16
     seed: int = 20111209
@@ -418,32 +419,38 @@ def offline_metrics(
     recommender: RecommenderSettings,
     warehouse: dg.ResourceParam[Warehouse],
 ) -> dg.Output[pl.DataFrame]:
-    """How well each model would have done on the last weeks. One row per (fold, model, metric)."""
+    """How well each model would have done on the last weeks, and how sure that is.
+
+    One row per (fold, model, target, segment, metric).
+    """
     holdout_from, as_of = _days(warehouse)
     try:
-        metrics, skipped = backtest(
+        found = backtest(
             signals=signals,
             holdout=holdout,
             products=products,
             popularity=popularity,
             holdout_from=holdout_from,
             as_of=as_of,
-            k=recommender.top_n,
             settings=recommender.checked().as_settings(),
             progress=context.log.info,
         )
     except TooLittleDataError as reason:
         context.log.warning(f"not evaluated: {reason}")
         return dg.Output(pl.DataFrame(schema=METRICS), metadata={"skipped": str(reason)})
-    return dg.Output(
-        metrics,
-        metadata={
-            "fold": f"trained up to {holdout_from}, asked about the days after it up to {as_of}",
-            "users": int(metrics["n_users"][0]),
-            "metrics": dg.MetadataValue.md(metric_table(metrics)),
-            **{f"skipped_{name}": reason for name, reason in skipped.items()},
-        },
-    )
+    metadata: dict[str, Any] = {
+        "fold": f"trained up to {holdout_from}, asked about the days after it up to {as_of}",
+        "how_to_read": "intervals hold 95 % of resampled users; marked figures differ from the "
+        "hybrid's: the interval of the difference on the same users excludes zero",
+        **found.facts,
+        **{f"skipped_{name}": reason for name, reason in found.skipped.items()},
+    }
+    for target in TARGETS:
+        metadata[target] = dg.MetadataValue.md(metric_table(found.metrics, target=target))
+        metadata[f"{target}_by_segment"] = dg.MetadataValue.md(
+            segment_table(found.metrics, target=target, metric="ndcg@20")
+        )
+    return dg.Output(found.metrics, metadata=metadata)
 
 
 def _days(warehouse: Warehouse) -> tuple[date, date]:

@@ -1,6 +1,13 @@
-"""The models asked about a past they have not seen, beside baselines that know almost nothing."""
+"""The models asked about a past they have not seen, beside baselines that know almost nothing.
 
-from collections.abc import Mapping
+Two targets, each with lists that may hold its answers: `any_next`, whatever users went for, with
+lists of the whole catalogue, and `new_products`, what they had no signal for, with lists that
+leave out what they had. Everybody of the holdout is asked; users without a past are a segment of
+their own (`cold`), since a model that cannot know them has no list for them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
@@ -9,8 +16,10 @@ import polars as pl
 import scipy.sparse as sp
 
 from ml_assets.content import product_vectors, text_neighbours, tfidf
-from ml_assets.evaluation import metric_rows, ranking_metrics
-from ml_assets.frames import METRICS
+from ml_assets.evaluation import CUTOFFS
+from ml_assets.fallback import arrange_popularity, fill_lists
+from ml_assets.frames import USERS
+from ml_assets.judging import Judge, Questions, Verdict, metric_rows
 from ml_assets.models import (
     FactorModel,
     Model,
@@ -18,8 +27,9 @@ from ml_assets.models import (
     fit_model,
     user_profiles,
 )
-from ml_assets.recommend import Hybrid, propose
-from ml_assets.scoring import Progress
+from ml_assets.recommend import Hybrid, propose, random_lists
+from ml_assets.scoring import NOTHING, Progress
+from ml_assets.segments import weeks_after
 from ml_assets.signal_matrix import (
     SignalMatrix,
     TooLittleDataError,
@@ -28,8 +38,42 @@ from ml_assets.signal_matrix import (
     positions,
 )
 
-# What is measured: of the products a user had no signal for, which did they go for next?
-TARGET = "new_products"
+# What everything is compared with: the blend as the settings have it.
+DEFAULT = "hybrid"
+
+
+@dataclass(frozen=True)
+class Backtest:
+    """What a backtest found.
+
+    Attributes:
+        metrics: METRICS, a block of rows per model, baselines first.
+        skipped: The models left out, each with the reason.
+        facts: What the segments are in this fold, and who was not asked, in words.
+    """
+
+    metrics: pl.DataFrame
+    skipped: dict[str, str]
+    facts: dict[str, str]
+
+
+# Lists of all users of one kind, from what not to show them, `(n_users, n_items)`.
+_Ranker = Callable[[sp.csr_matrix], np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Contender:
+    """A model, or what stands for one.
+
+    Attributes:
+        known: Ranks for the asked users with a past.
+        cold: Ranks for those without; None if it can have no list for them.
+        is_filled: The fallback chain fills its lists, as it does before they are published.
+    """
+
+    known: _Ranker
+    cold: _Ranker | None
+    is_filled: bool = False
 
 
 def backtest(
@@ -40,14 +84,16 @@ def backtest(
     popularity: pl.DataFrame,
     holdout_from: date,
     as_of: date,
-    k: int,
     settings: Mapping[str, Any],
     progress: Progress,
-) -> tuple[pl.DataFrame, dict[str, str]]:
+) -> Backtest:
     """Metrics of every model and baseline on the days after `holdout_from`.
 
-    Only users with signals before the holdout are asked, and only about products that were in
-    the catalogue then: a product added later cannot have been recommended.
+    Users are asked only about products that were in the catalogue then: a product added later
+    cannot have been recommended. `hybrid` is filled up by the fallback chain like a published
+    list, but by its lists for everybody only, since a user's segment of that day is not known.
+
+    Segments are those of `judging.Judge`.
 
     Args:
         signals: SIGNALS as they were at the end of `holdout_from`.
@@ -56,15 +102,10 @@ def backtest(
         popularity: POPULARITY as it was at the end of `holdout_from`.
         holdout_from: Last day the models see.
         as_of: Last day of the holdout.
-        k: Length of the lists.
-        settings: `cf_model`, `w_cf`, `w_content`, `content_dimensions`, `seed`, `block_bytes`,
-            `evaluated_users` (most users asked, a seeded sample above it) and the settings of
-            the collaborative model.
+        settings: `cf_model`, `w_cf`, `w_content`, `content_dimensions`, `content_neighbours`,
+            `seed`, `block_bytes`, `evaluated_users` (most users asked, a seeded sample above it)
+            and the settings of the collaborative model.
         progress: Told what is being measured.
-
-    Returns:
-        METRICS, a block of rows per model, baselines first; and the models left out, each with
-        the reason.
 
     Raises:
         TooLittleDataError: if no user has both a past and a holdout.
@@ -73,33 +114,43 @@ def backtest(
     matrix = build_signal_matrix(
         signals, user_ids=signals["user_id"], product_ids=products["product_id"]
     )
-    relevant = _relevant(holdout, matrix)
-    asked = np.flatnonzero(np.diff(relevant.indptr))
-    if len(asked) == 0:
+    questions = _questions(signals, holdout, matrix.product_ids, holdout_from, settings)
+    if not questions.is_known.any():
         raise TooLittleDataError(
-            f"no user has signals up to {holdout_from} and chose a product new to them after it"
+            f"no user has signals up to {holdout_from} and went for a product of the catalogue "
+            "after it"
         )
-    if len(asked) > settings["evaluated_users"]:
-        rng = np.random.default_rng(settings["seed"])
-        asked = np.sort(rng.choice(asked, settings["evaluated_users"], replace=False))
     eligible = available_items(products, matrix.product_ids)
-    exclude, relevant = sp.csr_matrix(matrix.touched[asked]), sp.csr_matrix(relevant[asked])
-    contenders, skipped = _contenders(matrix, products, popularity, asked, settings)
-
-    tables = []
-    for name, hybrid in contenders.items():
-        progress(f"measuring {name} on {len(asked):,} users")
-        lists = propose(
-            hybrid,
-            k=k,
-            exclude=exclude,
-            eligible=eligible,
-            block_bytes=settings["block_bytes"],
-            progress=lambda _: None,
-        )
-        metrics = ranking_metrics(lists.items, relevant, n_eligible=int(eligible.sum()))
-        tables.append(metric_rows(f"{holdout_from}/{as_of}", name, TARGET, metrics, len(asked)))
-    return pl.concat(tables).match_to_schema(METRICS), skipped
+    popularity = popularity.filter(
+        pl.col("product_id").is_in(matrix.product_ids.gather(np.flatnonzero(eligible)).implode())
+    )
+    terms, no_terms = _terms(products["text"])
+    contenders, skipped = _contenders(
+        matrix, questions, eligible, products["text"], terms, no_terms, popularity, settings
+    )
+    judge = Judge(
+        questions,
+        touched=matrix.touched,
+        eligible=eligible,
+        terms=terms,
+        seed=settings["seed"],
+    )
+    found: dict[str, list[Verdict]] = {}
+    for name, contender in contenders.items():
+        progress(f"measuring {name} on {len(questions.is_known):,} users")
+        found[name] = []
+        for target, items, is_fallback in _lists(contender, questions, popularity):
+            found[name] += judge.verdicts(
+                target, items, is_fallback=is_fallback, answers_cold=contender.cold is not None
+            )
+    fold = f"{holdout_from}/{as_of}"
+    metrics = pl.concat(
+        [
+            metric_rows(fold, name, verdicts, beside=DEFAULT, of_other=found.get(DEFAULT, []))
+            for name, verdicts in found.items()
+        ]
+    )
+    return Backtest(metrics, skipped, judge.facts | _who_was_asked(questions, contenders))
 
 
 def _known_at(products: pl.DataFrame, signals: pl.DataFrame, day: date) -> pl.DataFrame:
@@ -109,68 +160,132 @@ def _known_at(products: pl.DataFrame, signals: pl.DataFrame, day: date) -> pl.Da
     return products.filter(touched | added.fill_null(False)).sort("product_id")
 
 
-def _relevant(holdout: pl.DataFrame, matrix: SignalMatrix) -> sp.csr_matrix:
-    known = holdout.filter(
-        pl.col("is_new")
-        & pl.col("user_id").is_in(matrix.user_ids.implode())
-        & pl.col("product_id").is_in(matrix.product_ids.implode())
+def _questions(
+    signals: pl.DataFrame,
+    holdout: pl.DataFrame,
+    product_ids: pl.Series,
+    holdout_from: date,
+    settings: Mapping[str, Any],
+) -> Questions:
+    answers = holdout.filter(pl.col("product_id").is_in(product_ids.implode()))
+    user_ids = answers["user_id"].unique().sort()
+    if len(user_ids) > settings["evaluated_users"]:
+        rng = np.random.default_rng(settings["seed"])
+        drawn = rng.choice(len(user_ids), settings["evaluated_users"], replace=False)
+        user_ids = user_ids.gather(np.sort(drawn))
+        answers = answers.filter(pl.col("user_id").is_in(user_ids.implode()))
+    matrix = build_signal_matrix(
+        signals.filter(pl.col("user_id").is_in(user_ids.implode())),
+        user_ids=user_ids,
+        product_ids=product_ids,
     )
-    place = (
-        positions(known["user_id"], matrix.user_ids),
-        positions(known["product_id"], matrix.product_ids),
-    )
+    row = positions(answers["user_id"], matrix.user_ids)
+    column = positions(answers["product_id"], matrix.product_ids)
+    order = np.lexsort((column, row))
+    row, column, answers = row[order], column[order], answers[order]
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(user_ids)))])
     relevant = sp.csr_matrix(
-        (np.ones(len(known), dtype=np.float32), place), shape=matrix.weights.shape
+        (np.ones(len(row), np.float32), column.astype(np.int32), indptr.astype(np.int32)),
+        shape=matrix.weights.shape,
     )
-    # A signal and a holdout row for the same product can only come from a signal that weighs
-    # nothing; it is not new all the same.
-    relevant = sp.csr_matrix(relevant - relevant.multiply(matrix.touched))
-    relevant.eliminate_zeros()
-    return relevant
+    # A signal and a holdout row for the same product that is called new can only come from a
+    # signal that weighs nothing; it is not new all the same.
+    is_touched = np.isin(_keys(relevant), _keys(matrix.weights))
+    return Questions(
+        matrix=matrix,
+        relevant=relevant,
+        is_new=answers["is_new"].to_numpy() & ~is_touched,
+        is_purchase=answers["n_purchases"].to_numpy() > 0,
+        week=weeks_after(answers["first_at"], holdout_from),
+    )
+
+
+def _keys(matrix: sp.csr_matrix) -> np.ndarray:
+    """A number for each entry that says where it is."""
+    row = np.repeat(np.arange(matrix.shape[0], dtype=np.int64), np.diff(matrix.indptr))
+    return row * matrix.shape[1] + matrix.indices
+
+
+def _terms(texts: pl.Series) -> tuple[sp.csr_matrix | None, str]:
+    """What products' texts say, or why nothing is known."""
+    try:
+        return tfidf(texts), ""
+    except TooLittleDataError as reason:
+        return None, str(reason)
 
 
 def _contenders(
     matrix: SignalMatrix,
-    products: pl.DataFrame,
+    questions: Questions,
+    eligible: np.ndarray,
+    texts: pl.Series,
+    terms: sp.csr_matrix | None,
+    no_terms: str,
     popularity: pl.DataFrame,
-    asked: np.ndarray,
     settings: Mapping[str, Any],
-) -> tuple[dict[str, Hybrid], dict[str, str]]:
+) -> tuple[dict[str, _Contender], dict[str, str]]:
     seed = settings["seed"]
     cf_name = settings["cf_model"]
-    alone = {"random": fit_model("random", matrix, settings={}, seed=seed)}
+    known_ids = questions.matrix.user_ids.filter(pl.Series(questions.is_known))
+    asked = positions(known_ids, matrix.user_ids)
+    acquainted = questions.matrix.for_users(np.flatnonzero(questions.is_known))
+    strangers = questions.matrix.for_users(np.flatnonzero(~questions.is_known))
+
+    def by(hybrid: Hybrid) -> _Ranker:
+        return lambda exclude: (
+            propose(
+                hybrid,
+                k=CUTOFFS[-1],
+                exclude=exclude,
+                eligible=eligible,
+                block_bytes=settings["block_bytes"],
+                progress=lambda _: None,
+            ).items
+        )
+
+    def by_chance(seed: int) -> _Ranker:
+        return lambda exclude: random_lists(
+            k=CUTOFFS[-1], exclude=exclude, eligible=eligible, seed=seed
+        )
+
+    contenders = {"random": _Contender(by_chance(seed), by_chance(seed + 1))}
     for name, window in (("popular", "all_time"), ("popular_28_days", "last_28_days")):
-        scores = _global_list(popularity, window, matrix)
-        alone[name] = fit_model("popularity", matrix, settings={"popularity": scores}, seed=seed)
+        scores = {"popularity": _global_list(popularity, window, matrix)}
+        known, cold = (
+            by(_alone(fit_model("popularity", each, settings=scores, seed=seed)))
+            for each in (acquainted, strangers)
+        )
+        contenders[name] = _Contender(known, cold)
     skipped: dict[str, str] = {}
-    models: dict[str, Model | None] = {cf_name: None, "content": None}
+    cf = content = None
     try:
-        models[cf_name] = fit_model(cf_name, matrix, settings=settings, seed=seed)
+        cf = fit_model(cf_name, matrix, settings=settings, seed=seed).for_users(asked)
+        contenders[cf_name] = _Contender(by(_alone(cf)), None)
     except TooLittleDataError as reason:
         skipped[cf_name] = str(reason)
-    try:
-        models["content"] = _content(matrix, products["text"], models[cf_name], settings)
-    except TooLittleDataError as reason:
-        skipped["content"] = str(reason)
-    alone |= {name: model for name, model in models.items() if model is not None}
-
-    contenders = {
-        name: Hybrid(cf=model.for_users(asked), content=None, w_cf=1.0, w_content=0.0)
-        for name, model in alone.items()
-    }
-    cf, content = models[cf_name], models["content"]
+    if terms is None:
+        skipped["content"] = no_terms
+    else:
+        content = _content(matrix, texts, terms, cf, settings).for_users(asked)
+        contenders["content"] = _Contender(by(_alone(content)), None)
     if cf is not None and content is not None:
-        contenders["hybrid"] = Hybrid(
-            cf=cf.for_users(asked),
-            content=content.for_users(asked),
-            w_cf=settings["w_cf"],
-            w_content=settings["w_content"],
+        weights = {name: settings[name] for name in ("w_cf", "w_content")}
+        contenders[DEFAULT] = _Contender(
+            by(Hybrid(cf, content, **weights)), by(Hybrid(None, None, **weights)), is_filled=True
         )
     return contenders, skipped
 
 
+def _alone(model: Model) -> Hybrid:
+    return Hybrid(cf=model, content=None, w_cf=1.0, w_content=0.0)
+
+
 def _content(
-    matrix: SignalMatrix, texts: pl.Series, cf: Model | None, settings: Mapping[str, Any]
+    matrix: SignalMatrix,
+    texts: pl.Series,
+    terms: sp.csr_matrix,
+    cf: Model | None,
+    settings: Mapping[str, Any],
 ) -> Model:
     """The content model in the family of the collaborative one, as the line blends them."""
     if isinstance(cf, FactorModel):
@@ -178,8 +293,40 @@ def _content(
             texts, dimensions=settings["content_dimensions"], seed=settings["seed"]
         )
         return user_profiles(matrix, vectors)
-    alike = text_neighbours(tfidf(texts), k=settings["content_neighbours"])
-    return content_by_history(matrix, alike)
+    return content_by_history(matrix, text_neighbours(terms, k=settings["content_neighbours"]))
+
+
+def _lists(
+    contender: _Contender, questions: Questions, popularity: pl.DataFrame
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """For each target lists of all users asked, and which places the fallback chain filled."""
+    matrix, is_known = questions.matrix, questions.is_known
+    nothing = sp.csr_matrix(matrix.weights.shape, dtype=np.float32)
+    items = np.full((len(is_known), CUTOFFS[-1]), NOTHING, dtype=np.int32)
+    if contender.cold is not None and not is_known.all():
+        items[~is_known] = contender.cold(sp.csr_matrix(nothing[~is_known]))
+    for target, exclude in (("new_products", matrix.touched), ("any_next", nothing)):
+        items[is_known] = contender.known(sp.csr_matrix(exclude[is_known]))
+        if contender.is_filled:
+            chain = arrange_popularity(popularity, _without_segment(matrix.user_ids), matrix)
+            filled, step = fill_lists(items, chain, exclude=exclude)
+            yield target, filled, step != NOTHING
+        else:
+            yield target, items, np.zeros(items.shape, dtype=bool)
+
+
+def _without_segment(user_ids: pl.Series) -> pl.DataFrame:
+    """USERS of whom nothing is known."""
+    return pl.DataFrame({"user_id": user_ids}).match_to_schema(USERS, missing_columns="insert")
+
+
+def _who_was_asked(questions: Questions, contenders: Mapping[str, _Contender]) -> dict[str, str]:
+    n_cold = int((~questions.is_known).sum())
+    silent = [name for name, contender in contenders.items() if contender.cold is None]
+    return {
+        "users": f"{int(questions.is_known.sum()):,} with a past, {n_cold:,} without (cold)",
+        **({"not_asked_about_cold_users": ", ".join(silent)} if n_cold and silent else {}),
+    }
 
 
 def _global_list(popularity: pl.DataFrame, window: str, matrix: SignalMatrix) -> np.ndarray:

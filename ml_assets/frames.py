@@ -39,7 +39,13 @@ POPULARITY = _frame(
     product_id=pl.String,
 )
 
-HOLDOUT = _frame(user_id=pl.String, product_id=pl.String, is_new=pl.Boolean)
+HOLDOUT = _frame(
+    user_id=pl.String,
+    product_id=pl.String,
+    n_purchases=pl.Int32,
+    is_new=pl.Boolean,
+    first_at=pl.Datetime("us"),
+)
 
 # What the models propose to one user, best first; a null score means: that model knows nothing
 # of this user or this product.
@@ -69,11 +75,22 @@ SIMILAR_PRODUCTS = _frame(
     product_id=pl.String, rank=pl.Int32, similar_product_id=pl.String, score=pl.Float64
 )
 
+# One row per (fold, model, target, segment, metric). low and high bound the value's interval of
+# 95 %, difference is value minus that of `compared_with` on the same users, with an interval of its
+# own, and is_different says that this one excludes zero. Null where there is no such thing.
 METRICS = _frame(
     fold=pl.String,
     model=pl.String,
     target=pl.String,
+    segment=pl.String,
     metric=pl.String,
     value=pl.Float64,
+    low=pl.Float64,
+    high=pl.Float64,
     n_users=pl.Int64,
+    compared_with=pl.String,
+    difference=pl.Float64,
+    difference_low=pl.Float64,
+    difference_high=pl.Float64,
+    is_different=pl.Boolean,
 )

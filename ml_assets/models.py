@@ -201,18 +201,6 @@ def fit_popularity(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: 
     )
 
 
-def fit_random(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) -> FactorModel:
-    """Inner products of Gaussian vectors: no knowledge at all, the floor of every metric."""
-    rng = np.random.default_rng(seed)
-    n_users, n_items = signals.weights.shape
-    return FactorModel(
-        user_factors=rng.standard_normal((n_users, 32), dtype=np.float32),
-        item_factors=rng.standard_normal((n_items, 32), dtype=np.float32),
-        knows_user=np.ones(n_users, dtype=bool),
-        knows_item=np.ones(n_items, dtype=bool),
-    )
-
-
 def user_profiles(signals: SignalMatrix, item_vectors: np.ndarray) -> FactorModel:
     """The content model: a user is the weighted mean of the products they touched.
 
@@ -257,7 +245,6 @@ MODELS: dict[str, Fit] = {
     "als": fit_als,
     "item_item": fit_item_item,
     "popularity": fit_popularity,
-    "random": fit_random,
 }
 
 

@@ -26,7 +26,7 @@ from ml_assets.signal_matrix import (
     SignalMatrix,
     available_items,
 )
-from ml_assets.threads import run_over_blocks
+from ml_assets.threads import over_blocks, run_over_blocks
 
 REASONS = {
     BOUGHT: "Because you bought ",
@@ -144,6 +144,60 @@ def propose(
     return Lists(best, score, cf, content, inverse_deviation)
 
 
+def random_lists(*, k: int, exclude: sp.csr_matrix, eligible: np.ndarray, seed: int) -> np.ndarray:
+    """Products drawn without replacement, each as likely as any other: the floor of every metric.
+
+    Args:
+        k: Products a user.
+        exclude: `(n_users, n_items)`, an entry is a product not to draw; indices sorted.
+        eligible: `(n_items,)` bool.
+        seed: Of the draws.
+
+    Returns:
+        `(n_users, k)` int32, `NOTHING` at the end where there were fewer.
+    """
+    lists = np.full((exclude.shape[0], k), NOTHING, dtype=np.int32)
+    products = np.flatnonzero(eligible).astype(np.int32)
+
+    def work(start: int, stop: int, deck: np.ndarray) -> None:
+        rng = np.random.default_rng([seed, start])
+        _deal(start, stop, rng, deck, exclude.indptr, exclude.indices, lists)
+
+    for _ in over_blocks(work, len(lists), rows_per_block=4096, scratch=products.copy):
+        pass
+    return lists
+
+
+@njit(cache=True, nogil=True)
+def _deal(
+    start: int,
+    stop: int,
+    rng: np.random.Generator,
+    deck: np.ndarray,
+    exclude_indptr: np.ndarray,
+    exclude_items: np.ndarray,
+    lists: np.ndarray,
+) -> None:
+    swaps = np.empty(len(deck), dtype=np.int32)
+    for row in range(start, stop):
+        excluded = exclude_items[exclude_indptr[row] : exclude_indptr[row + 1]]
+        n, n_drawn = 0, 0
+        # The head of a shuffle (Fisher-Yates) is a draw without replacement.
+        while n < lists.shape[1] and n_drawn < len(deck):
+            other = n_drawn + rng.integers(0, len(deck) - n_drawn)
+            deck[n_drawn], deck[other] = deck[other], deck[n_drawn]
+            swaps[n_drawn] = other
+            item = deck[n_drawn]
+            n_drawn += 1
+            place = np.searchsorted(excluded, item)
+            if place == len(excluded) or excluded[place] != item:
+                lists[row, n] = item
+                n += 1
+        # Back in order, so that a block's lists do not depend on who had the deck before.
+        for at in range(n_drawn - 1, -1, -1):
+            deck[at], deck[swaps[at]] = deck[swaps[at]], deck[at]
+
+
 def candidate_frame(lists: Lists, matrix: SignalMatrix) -> pl.DataFrame:
     """CANDIDATES: what the blend proposes, best first."""
     rows, columns = np.nonzero(lists.items != NOTHING)
@@ -154,8 +208,8 @@ def candidate_frame(lists: Lists, matrix: SignalMatrix) -> pl.DataFrame:
             "rank": (columns + 1).astype(np.int32),
             "product_id": matrix.product_ids.gather(lists.items[rows, columns]),
             "score": lists.score[rows, columns],
-            "cf_score": _null_for_nan(lists.cf[rows, columns]),
-            "content_score": _null_for_nan(lists.content[rows, columns]),
+            "cf_score": null_for_nan(lists.cf[rows, columns]),
+            "content_score": null_for_nan(lists.content[rows, columns]),
             "source": pl.Series(["hybrid", "content"]).gather(source),
         }
     ).match_to_schema(CANDIDATES)
@@ -209,8 +263,8 @@ def recommend(
             "rank": (place[1] + 1).astype(np.int32),
             "product_id": matrix.product_ids.gather(filled[place]),
             "score": score[place],
-            "cf_score": _null_for_nan(cf),
-            "content_score": _null_for_nan(content),
+            "cf_score": null_for_nan(cf),
+            "content_score": null_for_nan(content),
             "source": sources.gather(source),
             "because_product_id": _gather_or_null(matrix.product_ids, because[place]),
             "because": _gather_or_null(_titles(products, matrix), because[place]),
@@ -257,7 +311,8 @@ def _continue_scores(score: np.ndarray, step: np.ndarray) -> np.ndarray:
     return np.where(by_model, score, last[:, None] - behind)
 
 
-def _null_for_nan(values: np.ndarray) -> pl.Series:
+def null_for_nan(values: np.ndarray) -> pl.Series:
+    """A column of a frame: what is not known is null there."""
     return pl.Series(values, dtype=pl.Float64, nan_to_null=True)
 
 

@@ -22,6 +22,21 @@ TITLES = """
     order by lists.user_id, lists.rank
 """
 
+METRICS = """
+    select
+        model,
+        max(value) filter (metric = 'recall@20'),
+        max(low) filter (metric = 'recall@20'),
+        max(high) filter (metric = 'recall@20'),
+        max(value) filter (metric = 'ndcg@20'),
+        max(low) filter (metric = 'ndcg@20'),
+        max(high) filter (metric = 'ndcg@20')
+    from ml.offline_metrics
+    where target = 'new_products' and segment = 'known'
+    group by model
+    order by 2
+"""
+
 
 def main() -> int:
     """Run a job, print the results; 1 if the run failed."""
@@ -77,11 +92,7 @@ def report(settings: Settings, seconds: float) -> str:
         ).fetchone()
         rows = connection.execute(TITLES).fetchall()
     with settings.warehouse.connect() as connection:
-        metrics = connection.execute(
-            "select model, max(value) filter (metric like 'recall@%'),"
-            " max(value) filter (metric like 'ndcg@%') from ml.offline_metrics group by model"
-            " order by 2"
-        ).fetchall()
+        metrics = connection.execute(METRICS).fetchall()
         types = connection.execute(
             "select event_type, count(*) from staging.stg_events group by 1 order by 2 desc"
         ).fetchall()
@@ -104,8 +115,11 @@ def report(settings: Settings, seconds: float) -> str:
         f"  Data Docs      {settings.home / 'gx' / 'uncommitted' / 'data_docs' / 'local_site'}",
         "  Dagster UI     make ui",
         "",
-        "Asked about its last four weeks (Recall@20, NDCG@20):",
-        *(f"  {model:<16} {recall:.4f}  {ndcg:.4f}" for model, recall, ndcg in metrics),
+        "Asked what new products its last four weeks would bring (95 % of resampled users):",
+        *(
+            f"  {model:<16} Recall@20 {figure(*numbers[:3])}  NDCG@20 {figure(*numbers[3:])}"
+            for model, *numbers in metrics
+        ),
         "",
         "Two customers' lists:",
         *(
@@ -114,6 +128,11 @@ def report(settings: Settings, seconds: float) -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def figure(value: float, low: float | None, high: float | None) -> str:
+    """A value with its interval; of a single user there is none."""
+    return f"{value:.4f}" if low is None else f"{value:.4f} ({low:.4f} to {high:.4f})"
 
 
 def redis_line(settings: Settings) -> str:

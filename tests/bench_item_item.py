@@ -18,7 +18,7 @@ from bench_measure import Section, in_turn
 from threadpoolctl import threadpool_limits
 
 from ml_assets.assets import RecommenderSettings
-from ml_assets.evaluation import ranking_metrics
+from ml_assets.evaluation import accuracy, find
 from ml_assets.item_item import NOTHING, ItemItemModel
 from ml_assets.models import fit_item_item
 from ml_assets.recommend import Hybrid, propose
@@ -61,7 +61,8 @@ def _section(split: Split, *, n_runs: int) -> Section:
     rows = []
     for name, scoring in scored.items():
         training = trained.get(name, trained[OURS])
-        metrics = ranking_metrics(scoring.result, split.test, n_eligible=split.train.shape[1])
+        found = find(scoring.result, split.test)
+        metrics = accuracy(found, split.test, cutoffs=(K,)).means()
         both = type(scoring)(
             training.seconds + scoring.seconds,
             max(training.extra_bytes, scoring.extra_bytes),

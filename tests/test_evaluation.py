@@ -1,166 +1,233 @@
-"""Metrics one can redo by hand, and a backtest that sees nothing of the future."""
+"""Figures of lists one can redo by hand, and the same ones by RecTools."""
 
-from datetime import date, datetime
+import json
+from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 import scipy.sparse as sp
-from frames_for_tests import (
-    SETTINGS,
-    checkerboard,
-    popularity_of,
-    products_of,
-    signals_of,
-)
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ml_assets.backtest import backtest
-from ml_assets.evaluation import metric_rows, metric_table, ranking_metrics
-from ml_assets.frames import METRICS
+from ml_assets import threads
+from ml_assets.evaluation import (
+    CUTOFFS,
+    PerUser,
+    accuracy,
+    catalogue_figures,
+    diversity,
+    fallback_share,
+    find,
+    gini,
+    novelty,
+    self_information,
+)
 from ml_assets.scoring import NOTHING
-from ml_assets.signal_matrix import TooLittleDataError
+
+RECTOOLS = json.loads((Path(__file__).parent / "data" / "rectools.json").read_text())
 
 
 def log2(x):
     return np.log2(x)
 
 
-def test_metrics_of_one_list_are_the_arithmetic_of_the_textbook():
-    best = np.array([[7, 1, 3]], np.int32)
-    relevant = sp.csr_matrix(np.isin(np.arange(9), [1, 3, 5, 8])[None].astype(float))
+def entries(rows, n_items):
+    """A one for each product of each row."""
+    matrix = sp.lil_matrix((len(rows), n_items), dtype=np.float32)
+    for row, items in enumerate(rows):
+        matrix[row, items] = 1
+    return sp.csr_matrix(matrix)
 
-    metrics = ranking_metrics(best, relevant, n_eligible=9)
+
+def lists_of(rows, k):
+    """Short rows end in empty places."""
+    return np.array([row[:k] + [NOTHING] * (k - len(row)) for row in rows], np.int32)
+
+
+def judged(rows, answers, *, n_items, k, **options):
+    relevant = entries(answers, n_items)
+    found = find(lists_of(rows, k), relevant)
+    return accuracy(found, relevant, cutoffs=options.pop("cutoffs", (k,)), **options)
+
+
+def test_figures_of_one_list_are_the_arithmetic_of_the_textbook():
+    figures = judged([[7, 1, 3]], [[1, 3, 5, 8]], n_items=9, k=3).means()
 
     ideal = 1 / log2(2) + 1 / log2(3) + 1 / log2(4)
-    assert metrics == {
+    assert figures == {
+        "precision@3": pytest.approx(2 / 3),
         "recall@3": pytest.approx(2 / 4),
         "ndcg@3": pytest.approx((1 / log2(3) + 1 / log2(4)) / ideal),
+        "map@3": pytest.approx((1 / 2 + 2 / 3) / 4),
+        "mrr@3": pytest.approx(1 / 2),
         "hit_rate@3": 1.0,
-        "coverage@3": pytest.approx(3 / 9),
     }
+
+
+def test_rectools_says_the_same_of_every_user():
+    n_items = len(RECTOOLS["vectors"])
+    best = lists_of(RECTOOLS["lists"], CUTOFFS[-1])
+    relevant = entries(RECTOOLS["answers"], n_items)
+    figures = [
+        accuracy(find(best, relevant), relevant),
+        novelty(best, self_information(entries(RECTOOLS["past"], n_items))),
+        diversity(best, sp.csr_matrix(np.array(RECTOOLS["vectors"], float))),
+    ]
+
+    ours = {
+        name: column
+        for each in figures
+        for name, column in zip(each.names, each.values.T, strict=True)
+    }
+    assert ours.keys() == RECTOOLS["per_user"].keys()
+    for name, column in ours.items():
+        np.testing.assert_allclose(column, RECTOOLS["per_user"][name], rtol=0, atol=1e-9)
+    means = {name: mean for each in figures for name, mean in each.means().items()}
+    assert means == pytest.approx(RECTOOLS["mean"], rel=0, abs=1e-9)
+    catalogue = catalogue_figures(best, np.ones(n_items, dtype=bool))
+    coverage = {name: catalogue[name] for name in RECTOOLS["overall"]}
+    assert coverage == pytest.approx(RECTOOLS["overall"], rel=0, abs=1e-9)
+
+
+def test_a_shorter_list_is_the_head_of_a_longer_one():
+    rows, answers = [[4, 1, 0, 2, 3]], [[0, 3]]
+
+    both = judged(rows, answers, n_items=5, k=5, cutoffs=(2, 5))
+
+    head = judged(rows, answers, n_items=5, k=5, cutoffs=(2,))
+    assert both.names[:6] == head.names
+    assert (both.values[:, :6] == head.values).all()
 
 
 def test_users_with_nothing_to_find_do_not_count():
-    best = np.array([[0], [1], [2]], np.int32)
-    relevant = sp.csr_matrix(np.array([[1, 0, 0], [0, 0, 0], [1, 0, 0]], float))
+    figures = judged([[0], [1], [2]], [[0], [], [0]], n_items=3, k=1)
 
-    metrics = ranking_metrics(best, relevant, n_eligible=3)
-
-    assert metrics["recall@1"] == 1 / 2
-    assert metrics["coverage@1"] == 2 / 3
+    assert np.isnan(figures.values[1]).all()
+    assert figures.means()["recall@1"] == 1 / 2
 
 
-def test_an_empty_place_is_no_hit():
-    best = np.full((1, 2), NOTHING, np.int32)
-    # Position -1 must not be read as the last product.
-    relevant = sp.csr_matrix(np.array([[0, 1.0]]))
+def test_what_is_not_asked_about_is_neither_to_be_found_nor_a_hit():
+    relevant = entries([[0, 1, 2], [1]], 4)
+    found = find(lists_of([[0, 1, 3], [1]], 3), relevant)
 
-    assert ranking_metrics(best, relevant, n_eligible=2)["recall@2"] == 0
+    figures = accuracy(found, relevant, counts=relevant.indices != 1, cutoffs=(3,))
 
-
-def test_a_holdout_with_nothing_to_find_is_an_error():
-    with pytest.raises(ValueError, match="anything to find"):
-        ranking_metrics(np.zeros((1, 1), np.int32), sp.csr_matrix((1, 1)), n_eligible=1)
+    assert figures.values[0, :2].tolist() == [1 / 3, 1 / 2]
+    assert np.isnan(figures.values[1]).all()
 
 
-def test_the_table_has_a_row_per_model():
-    rows = metric_rows("f", "als", "t", {"recall@20": 0.5, "ndcg@20": 0.25}, 3)
+def test_an_empty_place_is_a_miss_and_not_the_last_product():
+    figures = judged([[]], [[1]], n_items=2, k=2)
 
-    assert metric_table(rows).splitlines()[-1] == "| als | 0.5000 | 0.2500 |"
-
-
-DAY = date(2024, 6, 1)
-BACKTEST_SETTINGS = {**SETTINGS, "factors": 4, "iterations": 30}
+    assert figures.means() == dict.fromkeys(figures.names, 0.0)
 
 
-def run_backtest(**changes):
-    n = 12
-    pairs = checkerboard(n)
-    products = products_of({f"{i:03}": f"{'odd' if i % 2 else 'even'} n{i}" for i in range(n)})
-    arguments = {
-        "signals": signals_of(pairs),
-        "holdout": pl.DataFrame(
-            {"user_id": [f"{i:03}" for i in range(n)], "product_id": [f"{i:03}" for i in range(n)]}
-        ).with_columns(is_new=True),
-        "products": products,
-        "popularity": popularity_of(
-            popular=products["product_id"].to_list(),
-            last_28_days=products["product_id"].to_list()[:4],
-        ),
-        "holdout_from": DAY,
-        "as_of": date(2024, 6, 29),
-        "k": 1,
-        "settings": BACKTEST_SETTINGS,
-        "progress": lambda _: None,
+def test_a_mean_over_nobody_is_an_error_that_names_the_figure():
+    with pytest.raises(ValueError, match="precision@1 is defined for no user"):
+        judged([[0]], [[]], n_items=1, k=1).means()
+
+
+def test_lists_too_short_for_a_cutoff_are_refused():
+    with pytest.raises(ValueError, match="lists of 1 places cannot be judged at 5"):
+        judged([[0]], [[0]], n_items=1, k=1, cutoffs=(5,))
+
+
+def test_answers_that_are_not_in_order_or_of_other_users_are_refused():
+    unsorted = sp.csr_matrix((np.ones(2), np.array([1, 0]), np.array([0, 2])), shape=(1, 2))
+
+    with pytest.raises(ValueError, match="must be sorted"):
+        find(lists_of([[0]], 1), unsorted)
+    with pytest.raises(ValueError, match="lists of 1 users, answers of 2"):
+        find(lists_of([[0]], 1), entries([[0], [1]], 2))
+
+
+def test_the_number_of_threads_changes_no_bit(monkeypatch):
+    rng = np.random.default_rng(0)
+    best = np.argsort(rng.random((20_000, 60)), axis=1)[:, :50].astype(np.int32)
+    relevant = sp.csr_matrix((rng.random((20_000, 60)) < 0.05).astype(np.float32))
+    vectors = sp.csr_matrix(rng.random((60, 9)) * (rng.random((60, 9)) < 0.4))
+
+    def everything():
+        return [
+            accuracy(find(best, relevant), relevant).values.tobytes(),
+            novelty(best, self_information(relevant)).values.tobytes(),
+            diversity(best, vectors).values.tobytes(),
+        ]
+
+    found = []
+    for n in (1, 3):
+        monkeypatch.setattr(threads, "n_threads", lambda n=n: n)
+        found.append(everything())
+    assert found[0] == found[1]
+
+
+def test_novelty_is_the_bits_of_how_rare_a_product_is():
+    # Four users with a past: all touched 0, one touched 1, nobody touched 2.
+    information = self_information(entries([[0], [0], [0, 1], [0], []], 3))
+
+    figures = novelty(lists_of([[0, 1], [2], []], 2), information, cutoffs=(1, 2))
+
+    assert figures.values[0].tolist() == [0, (0 + log2(4)) / 2]
+    assert figures.values[1].tolist() == [log2(4), log2(4)]
+    assert np.isnan(figures.values[2]).all()
+
+
+def test_the_share_of_fallback_counts_the_places_that_are_filled():
+    best = lists_of([[5, 4, 3], [2]], 3)
+
+    figures = fallback_share(best, np.array([[0, 0, 1], [1, 0, 0]], bool), cutoffs=(2, 3))
+
+    assert figures.values.tolist() == [[0, 1 / 3], [1, 1]]
+
+
+def test_diversity_is_one_less_the_mean_cosine_of_all_pairs():
+    # 0 and 1 point the same way at another length, 2 stands upright on them, 3 is unknown.
+    vectors = sp.csr_matrix(np.array([[1.0, 0], [3, 0], [0, 2], [0, 0]]))
+
+    figures = diversity(lists_of([[0, 3, 1, 2], [3, 2], [1, 0]], 4), vectors, cutoffs=(3, 4))
+
+    assert figures.values[0].tolist() == pytest.approx([0, 2 / 3])
+    assert np.isnan(figures.values[1]).all()
+    assert figures.values[2].tolist() == pytest.approx([0, 0])
+
+
+def test_diversity_by_category_is_the_share_of_pairs_of_two_kinds():
+    categories = entries([[0], [0], [1], [1]], 2)
+
+    assert diversity(lists_of([[0, 1, 2, 3]], 4), categories, cutoffs=(4,)).means() == {
+        "diversity@4": pytest.approx(4 / 6)
     }
-    return backtest(**{**arguments, **changes})
 
 
-def value(metrics, model, metric="recall@1"):
-    return metrics.filter((pl.col("model") == model) & (pl.col("metric") == metric))["value"][0]
+def test_coverage_and_inequality_are_over_what_could_be_shown():
+    best = lists_of([[0, 1], [0, 2]], 2)
+    eligible = np.array([True, True, True, True, False])
+
+    figures = catalogue_figures(best, eligible, cutoffs=(1, 2))
+
+    # Shown twice, once, once and never: the mean difference of pairs over twice the mean.
+    assert figures == {
+        "coverage@1": 1 / 4,
+        "gini@1": pytest.approx(3 / 4),
+        "coverage@2": 3 / 4,
+        "gini@2": pytest.approx((1 + 1 + 2 + 0 + 1 + 1) * 2 / 16 / 2 / 1),
+    }
 
 
-@pytest.mark.parametrize("cf_model", ["als", "item_item"])
-def test_a_backtest_measures_baselines_models_and_hybrid_side_by_side(cf_model):
-    metrics, skipped = run_backtest(settings={**BACKTEST_SETTINGS, "cf_model": cf_model})
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(any))
+def test_gini_is_half_the_mean_difference_of_all_pairs(numbers):
+    n, mean = len(numbers), sum(numbers) / len(numbers)
+    differences = sum(abs(one - other) for one in numbers for other in numbers) / n**2
 
-    assert metrics.schema == METRICS and not skipped
-    assert metrics["model"].unique(maintain_order=True).to_list() == [
-        "random",
-        "popular",
-        "popular_28_days",
-        cf_model,
-        "content",
-        "hybrid",
-    ]
-    assert value(metrics, cf_model) == value(metrics, "hybrid") == 1
-    assert value(metrics, "random") < 1
-    assert set(metrics["fold"]) == {"2024-06-01/2024-06-29"}
-    assert set(metrics["n_users"]) == {12}
+    assert gini(np.array(numbers)) == pytest.approx(differences / mean / 2)
 
 
-def test_products_added_after_the_cutoff_can_neither_be_asked_about_nor_shown():
-    late = products_of({"late": "even n0 n2"}).with_columns(
-        added_at=pl.lit(datetime(2024, 6, 2)).cast(pl.Datetime("us"))
-    )
-    products = products_of({f"{i:03}": f"{'odd' if i % 2 else 'even'} n{i}" for i in range(12)})
-    holdout = pl.DataFrame(
-        {"user_id": ["000", "001"], "product_id": ["late", "001"], "is_new": [True, True]}
-    )
-
-    metrics, _ = run_backtest(products=pl.concat([products, late]), holdout=holdout)
-
-    assert set(metrics["n_users"]) == {1}
-    without, _ = run_backtest(holdout=holdout.tail(1))
-    assert metrics.equals(without)
+def test_the_inequality_of_empty_lists_is_an_error():
+    with pytest.raises(ValueError, match="all numbers are 0"):
+        catalogue_figures(lists_of([[]], 1), np.ones(2, bool), cutoffs=(1,))
 
 
-def test_a_text_that_is_written_later_changes_no_figure():
-    products = products_of({f"{i:03}": f"{'odd' if i % 2 else 'even'} n{i}" for i in range(12)})
-    late = products_of({"late": "even odd n1 n2 n3 n4"}).with_columns(
-        added_at=pl.lit(datetime(2024, 6, 20)).cast(pl.Datetime("us"))
-    )
+def test_only_some_users_leaves_the_others_undefined():
+    figures = PerUser(("a",), np.array([[1.0], [3.0]]))
 
-    assert run_backtest(products=pl.concat([products, late]))[0].equals(run_backtest()[0])
-
-
-def test_a_sample_of_users_is_asked_when_there_are_many():
-    metrics, _ = run_backtest(settings={**SETTINGS, "evaluated_users": 5})
-
-    assert set(metrics["n_users"]) == {5}
-
-
-def test_models_without_enough_data_are_left_out_with_the_reason():
-    products = products_of({f"{i:03}": None for i in range(12)})
-
-    metrics, skipped = run_backtest(products=products)
-
-    assert "hybrid" not in set(metrics["model"])
-    assert "two products with text" in skipped["content"]
-
-
-def test_a_holdout_of_strangers_is_too_little_data():
-    strangers = pl.DataFrame({"user_id": ["x"], "product_id": ["000"], "is_new": [True]})
-
-    with pytest.raises(TooLittleDataError, match="no user has signals up to 2024-06-01"):
-        run_backtest(holdout=strangers)
+    assert figures.only(np.array([False, True])).means() == {"a": 3}

@@ -204,6 +204,20 @@ def test_the_metrics_of_models_and_baselines_are_a_table(shop):
 
     models = {model for (model,) in line.query("select distinct model from ml.offline_metrics")}
     assert models == {"random", "popular", "popular_28_days", "item_item", "content", "hybrid"}
+    # All lists alike: then the bounds are the value, but for the last bits.
+    unlike = line.query(
+        "select count(*) from ml.offline_metrics where segment = 'known'"
+        " and not coalesce(value between low - 1e-9 and high + 1e-9,"
+        " metric similar to '(coverage|gini)@.*')"
+    )
+    assert unlike == [(0,)]
+    targets = line.query("select distinct target from ml.offline_metrics order by 1")
+    assert targets == [("any_next",), ("new_products",)]
+    beaten = line.query(
+        "select is_different, difference_low < 0 from ml.offline_metrics where model = 'random'"
+        " and target = 'any_next' and segment = 'known' and metric = 'ndcg@20'"
+    )
+    assert beaten == [(True, True)]
 
 
 def test_great_expectations_wrote_its_documents(shop):
