@@ -1,5 +1,6 @@
 """The models and lists as Dagster assets: thin, each a call of a function next door."""
 
+import json
 from collections.abc import Iterator
 from datetime import date
 from typing import Any
@@ -424,6 +425,8 @@ def offline_metrics(
     One row per (fold, model, target, segment, metric).
     """
     holdout_from, as_of = _days(warehouse)
+    settings = recommender.checked().as_settings()
+    live = _live_settings(warehouse)
     try:
         found = backtest(
             signals=signals,
@@ -432,8 +435,9 @@ def offline_metrics(
             popularity=popularity,
             holdout_from=holdout_from,
             as_of=as_of,
-            settings=recommender.checked().as_settings(),
+            settings=settings,
             progress=context.log.info,
+            live=live if live is not None and live != settings else None,
         )
     except TooLittleDataError as reason:
         context.log.warning(f"not evaluated: {reason}")
@@ -451,6 +455,22 @@ def offline_metrics(
             segment_table(found.metrics, target=target, metric="ndcg@20")
         )
     return dg.Output(found.metrics, metadata=metadata)
+
+
+def _live_settings(warehouse: Warehouse) -> dict[str, Any] | None:
+    """The settings of the version that readers see; None before the first, or if none are kept."""
+    with warehouse.connect() as connection:
+        try:
+            kept = connection.execute(
+                "select settings from serving.versions where state = 'live'"
+            ).fetchall()
+        except (duckdb.CatalogException, duckdb.BinderException):
+            return None
+    if not kept or kept[0][0] is None:
+        return None
+    settings: dict[str, Any] = json.loads(kept[0][0])
+    # A version from before a setting was there had today's default.
+    return {**RecommenderSettings().as_settings(), **settings}
 
 
 def _days(warehouse: Warehouse) -> tuple[date, date]:
