@@ -103,6 +103,7 @@ def candidate(
     recommender: RecommenderSettings,
 ) -> dg.MaterializeResult:
     """The next version: all surfaces in `serving.*` under one version id, seen by nobody yet."""
+    recommender = recommender.in_force(warehouse)
     with warehouse.connect() as connection:
         ((as_of,),) = connection.execute("select as_of from intermediate.int_as_of").fetchall()
         promotion = judge_promotion(read_table(connection, "ml.offline_metrics"))

@@ -20,7 +20,7 @@ from ml_assets.content import product_vectors, text_neighbours, tfidf
 from ml_assets.evaluation import CUTOFFS, PerUser, accuracy, find
 from ml_assets.fallback import arrange_popularity, fill_lists
 from ml_assets.frames import USERS
-from ml_assets.judging import Judge, Questions, Verdict, metric_rows
+from ml_assets.judging import TARGETS, Judge, Questions, Verdict, metric_rows
 from ml_assets.models import (
     FactorModel,
     Model,
@@ -153,13 +153,7 @@ def backtest(
     )
     questions = past.questions
     contenders, skipped = _contenders(past, settings, live)
-    judge = Judge(
-        questions,
-        touched=past.matrix.touched,
-        eligible=past.eligible,
-        terms=past.terms,
-        seed=settings["seed"],
-    )
+    judge = _judge(past, settings["seed"])
     found: dict[str, list[Verdict]] = {}
     for name, contender in contenders.items():
         progress(f"measuring {name} on {len(questions.is_known):,} users")
@@ -214,6 +208,54 @@ def look_back(
         terms=terms,
         no_terms=no_terms,
         popularity=popularity.filter(pl.col("product_id").is_in(available.implode())),
+    )
+
+
+def judge_published(past: Past, published: pl.DataFrame, *, seed: int) -> pl.DataFrame:
+    """METRICS of lists as they were published at the end of the fold's day, model `published`.
+
+    What the catalogue did not have yet counts as a miss. Figures beyond the length of the lists
+    are left out.
+
+    Args:
+        past: The fold.
+        published: RECOMMENDATIONS of all users.
+        seed: Of the intervals.
+    """
+    user_ids = past.questions.matrix.user_ids
+    rows = published.join(
+        pl.DataFrame({"user_id": user_ids, "row": np.arange(len(user_ids))}), on="user_id"
+    ).join(
+        pl.DataFrame(
+            {"product_id": past.matrix.product_ids, "item": np.arange(len(past.eligible))}
+        ),
+        on="product_id",
+        how="left",
+    )
+    items = np.full((len(user_ids), CUTOFFS[-1]), NOTHING, dtype=np.int32)
+    is_fallback = np.zeros(items.shape, dtype=bool)
+    rows = rows.filter(pl.col("rank") <= CUTOFFS[-1])
+    place = rows["row"].to_numpy(), rows["rank"].to_numpy() - 1
+    items[place] = rows["item"].fill_null(NOTHING).to_numpy()
+    is_fallback[place] = ~rows["source"].is_in(["hybrid", "content"]).to_numpy()
+    judge = _judge(past, seed)
+    verdicts = [
+        verdict
+        for target in TARGETS
+        for verdict in judge.verdicts(target, items, is_fallback=is_fallback, answers_cold=True)
+    ]
+    metrics = metric_rows(past.fold, "published", verdicts, beside="published", of_other=[])
+    length = published["rank"].max() or 0
+    return metrics.filter(pl.col("metric").str.extract(r"@(\d+)$", 1).cast(pl.Int32) <= length)
+
+
+def _judge(past: Past, seed: int) -> Judge:
+    return Judge(
+        past.questions,
+        touched=past.matrix.touched,
+        eligible=past.eligible,
+        terms=past.terms,
+        seed=seed,
     )
 
 
