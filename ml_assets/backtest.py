@@ -341,16 +341,16 @@ def _contenders(
 
     contenders = {"random": _Contender(by_chance(seed), by_chance(seed + 1))}
     for name, window in (("popular", "all_time"), ("popular_28_days", "last_28_days")):
-        scores = {"popularity": _global_list(past.popularity, window, past.matrix)}
+        scores = {"popularity": global_popularity(past, window)}
         known, cold = (
-            by(_alone(fit_model("popularity", each, settings=scores, seed=seed)))
+            by(alone(fit_model("popularity", each, settings=scores, seed=seed)))
             for each in (acquainted, strangers)
         )
         contenders[name] = _Contender(known, cold)
     hybrid, skipped = fit_blend(past, settings)
     for name, model in ((settings["cf_model"], hybrid.cf), ("content", hybrid.content)):
         if model is not None:
-            contenders[name] = _Contender(by(_alone(model)), None)
+            contenders[name] = _Contender(by(alone(model)), None)
     if hybrid.cf is not None and hybrid.content is not None:
         contenders[DEFAULT] = blend(hybrid)
         if live is not None:
@@ -379,7 +379,7 @@ def fit_blend(past: Past, settings: Mapping[str, Any]) -> tuple[Hybrid, dict[str
     if past.terms is None:
         skipped["content"] = past.no_terms
     else:
-        content = _content(past, past.terms, cf, settings).for_users(past.asked)
+        content = content_model(past, past.terms, cf, settings).for_users(past.asked)
     return Hybrid(cf, content, w_cf=settings["w_cf"], w_content=settings["w_content"]), skipped
 
 
@@ -416,11 +416,11 @@ def new_products_figures(past: Past, settings: Mapping[str, Any]) -> PerUser:
     return accuracy(find(items, relevant), relevant, counts=past.questions.is_new).only(is_known)
 
 
-def _alone(model: Model) -> Hybrid:
+def alone(model: Model) -> Hybrid:
     return Hybrid(cf=model, content=None, w_cf=1.0, w_content=0.0)
 
 
-def _content(
+def content_model(
     past: Past, terms: sp.csr_matrix, cf: Model | None, settings: Mapping[str, Any]
 ) -> Model:
     """The content model in the family of the collaborative one, as the line blends them."""
@@ -465,16 +465,16 @@ def _who_was_asked(questions: Questions, contenders: Mapping[str, _Contender]) -
     }
 
 
-def _global_list(popularity: pl.DataFrame, window: str, matrix: SignalMatrix) -> np.ndarray:
-    """A number per product that falls with its rank in a list; 0 for products not in it."""
-    ranked = popularity.filter(
+def global_popularity(past: Past, window: str) -> np.ndarray:
+    """A number per product that falls with its rank in a list for everybody; 0 if not in it."""
+    ranked = past.popularity.filter(
         (pl.col("segment_type") == "global")
         & (pl.col("time_window") == window)
-        & pl.col("product_id").is_in(matrix.product_ids.implode())
+        & pl.col("product_id").is_in(past.matrix.product_ids.implode())
     )
-    scores = np.zeros(len(matrix.product_ids))
+    scores = np.zeros(len(past.eligible))
     if len(ranked):
-        scores[positions(ranked["product_id"], matrix.product_ids)] = (
+        scores[positions(ranked["product_id"], past.matrix.product_ids)] = (
             1.0 / ranked["rank"].to_numpy()
         )
     return scores
