@@ -17,6 +17,8 @@ from ml_assets.bits import ONE, WORD, as_ordered, from_ordered, lowest_bit, whic
 from ml_assets.threads import over_blocks, run_over_blocks
 
 NOTHING = -1
+# Stands for a sum of 0 that something was added to. No sum of weights comes near it.
+_CANCELLED = 2.0**-1022
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class ItemItemModel:
     Attributes:
         history: `(n_users, n_items)` float32, what each user touched and how much it counts; the
             scale of a row does not matter.
-        follows: `(n_items, n_items)` float32 > 0, row j: the products that follow from j.
+        follows: `(n_items, n_items)` float32, row j: the products that follow from j, or, where
+            negative, are spoken against by it.
         knows_user: `(n_users,)` bool, whether the model has an opinion about the user at all.
         knows_item: `(n_items,)` bool, likewise.
     """
@@ -478,11 +481,45 @@ def _add_up(
             item = indices[place]
             gain = amount * np.float64(data[place])
             before = total[item]
+            after = before + gain
             # Without a branch: see _nearest.
             touched[n_touched] = item
-            n_touched += (before == 0) & (total_of_other[item] == 0) & (gain > 0)
-            total[item] = before + gain
+            n_touched += (before == 0) & (total_of_other[item] == 0)
+            # What cancels out would look as if it was never touched, and be noted again.
+            total[item] = after if after != 0 else _CANCELLED
     return n_touched
+
+
+@njit(cache=True, nogil=True)
+def _gather(
+    touched: np.ndarray,
+    n_touched: int,
+    total_one: np.ndarray,
+    total_two: np.ndarray,
+    one: np.ndarray,
+    two: np.ndarray,
+    both: bool,
+) -> int:
+    """The sums of what was touched side by side, without what came to 0; totals are cleared."""
+    n = 0
+    if not both:
+        for i in range(n_touched):
+            item = touched[i]
+            a = total_one[item]
+            total_one[item] = 0.0
+            touched[n] = item
+            one[n] = a
+            n += abs(a) > _CANCELLED
+        return n
+    for i in range(n_touched):
+        item = touched[i]
+        a, b = total_one[item], total_two[item]
+        total_one[item] = total_two[item] = 0.0
+        touched[n] = item
+        one[n] = a
+        two[n] = b
+        n += (abs(a) > _CANCELLED) | (abs(b) > _CANCELLED)
+    return n
 
 
 @njit(cache=True, nogil=True)
@@ -587,14 +624,7 @@ def _best(
                 n_touched,
             )
         # Side by side from here on: an item's sums are looked up in the large arrays once.
-        for i in range(n_touched):
-            item = touched[i]
-            one[i] = total_one[item]
-            total_one[item] = 0.0
-        for i in range(n_touched if n_two else 0):
-            item = touched[i]
-            two[i] = total_two[item]
-            total_two[item] = 0.0
+        n_touched = _gather(touched, n_touched, total_one, total_two, one, two, n_two > 0)
         mean_one, inverse_one = _inverse_deviation(one, n_touched, n_one)
         mean_two, inverse_two = _inverse_deviation(two, n_touched, n_two)
         inverse_deviation[0, user] = inverse_one

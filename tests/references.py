@@ -88,7 +88,7 @@ def scores_by_history(models):
     raw = [history_scores(model) for model, _ in models]
     z = [standardised(scores, model) for scores, (model, _) in zip(raw, models, strict=True)]
     total = sum(weight * np.nan_to_num(part) for part, (_, weight) in zip(z, models, strict=True))
-    arrives = np.any([scores > 0 for scores in raw], axis=0)
+    arrives = np.any([scores != 0 for scores in raw], axis=0)
     return np.where(arrives, total, -np.inf), z
 
 
