@@ -31,11 +31,11 @@ from ml_assets.models import (
     fit_model,
 )
 from ml_assets.recommend import similar_products as nearest_products
-from ml_assets.signal_matrix import TooLittleDataError, build_signal_matrix
+from ml_assets.signal_matrix import CannotFitError, TooLittleDataError, build_signal_matrix
 from ml_assets.warehouse import MissingTableError, Warehouse, read_table
 
 # Models that can be kept while users' lists are made again; the baselines are for comparison.
-CF_MODELS = ("item_item", "als")
+CF_MODELS = ("item_item", "als", "graph_filter")
 
 # What lists are made from; None for all columns.
 LISTS_FROM: dict[str, list[str] | None] = {
@@ -55,8 +55,8 @@ class RecommenderSettings(dg.ConfigurableResource):
     """Every setting of the models and lists, in one place.
 
     Attributes:
-        cf_model: The collaborative model, `item_item` or `als`.
-        neighbours: Of item_item: products that follow from one.
+        cf_model: The collaborative model, one of `CF_MODELS`.
+        neighbours: Of all but als: products that follow from one.
         user_power: Of item_item: how much less a user with many products says about each.
         source_power: Of item_item: how much less a popular product says about taste.
         target_power: Of item_item: how much less a popular product is proposed.
@@ -67,6 +67,14 @@ class RecommenderSettings(dg.ConfigurableResource):
             beat implicit's default of 0.01 clearly.
         alpha: Of als: confidence per unit of weight.
         iterations: Of als: alternating passes over users and items.
+        filter_user_power: Of graph_filter: how much less a user with many products says about each.
+        filter_item_power: Of graph_filter: how much less a popular product counts in the graph.
+        filter_source_power: Of graph_filter: how much less a popular product says about taste.
+        filter_target_power: Of graph_filter: how much more a popular product is proposed.
+        filter_degree: Of graph_filter: steps through the graph, the degree of its polynomial.
+        filter_gamma: Of graph_filter: how sharp it is; the smaller, the more faint tastes count.
+        memory_megabytes: Most memory of one model while it is learned, beside the signals; one
+            that needs more is left out with a reason.
         content_neighbours: Products whose texts are most like one's, kept for each product.
         content_dimensions: Of als: length of the product vectors.
         w_cf: Weight of the collaborative score, normalised per user.
@@ -91,6 +99,13 @@ class RecommenderSettings(dg.ConfigurableResource):
     regularization: float = 30.0
     alpha: float = 1.0
     iterations: int = 15
+    filter_user_power: float = 0.1
+    filter_item_power: float = 0.45
+    filter_source_power: float = 0.1
+    filter_target_power: float = 0.3
+    filter_degree: int = 4
+    filter_gamma: float = 0.05
+    memory_megabytes: int = 4096
     content_neighbours: int = 50
     content_dimensions: int = 256
     w_cf: float = 0.7
@@ -121,6 +136,9 @@ class RecommenderSettings(dg.ConfigurableResource):
             "neighbours": self.neighbours < 1 and "must be at least 1",
             "content_neighbours": self.content_neighbours < 1 and "must be at least 1",
             "shrinkage": not self.shrinkage >= 0 and "must not be negative",
+            "filter_degree": not 1 <= self.filter_degree <= 12 and "must be from 1 to 12",
+            "filter_gamma": not self.filter_gamma > 0 and "must be above 0",
+            "memory_megabytes": self.memory_megabytes < 1 and "must be at least 1",
             "users_per_part": self.users_per_part < 1 and "must be at least 1",
             "top_n": self.top_n < 1 and "must be at least 1",
             "candidates": self.candidates < self.top_n and f"must be at least top_n, {self.top_n}",
@@ -193,7 +211,7 @@ def collaborative_model(
     model: Model | None = None
     try:
         model = fit_model(recommender.cf_model, matrix, settings=settings, seed=recommender.seed)
-    except TooLittleDataError as reason:
+    except CannotFitError as reason:
         context.log.warning(f"skipped: {reason}")
         metadata["skipped"] = str(reason)
     is_item_item = isinstance(model, ItemItemModel)

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from numba import njit
 
 from ml_assets.bits import ONE, WORD, as_ordered, from_ordered, lowest_bit, which_are_above
-from ml_assets.threads import over_blocks, run_over_blocks
+from ml_assets.threads import Scratch, over_blocks, run_over_blocks
 
 NOTHING = -1
 # Stands for a sum of 0 that something was added to. No sum of weights comes near it.
@@ -121,6 +121,88 @@ def rows_of(index: np.ndarray, weight: np.ndarray, n_found: np.ndarray) -> sp.cs
     return sp.csr_matrix((weight[is_there], index[is_there], indptr), shape=(n_items, n_items))
 
 
+Rows = Callable[[int, int, Scratch], np.ndarray]
+
+
+def largest_of_blocks(
+    rows: Rows[Scratch],
+    n_items: int,
+    *,
+    k: int,
+    rows_per_block: int,
+    scratch: Callable[[], Scratch],
+) -> sp.csr_matrix:
+    """The k entries of largest absolute value of each row of a square matrix that is never held.
+
+    Memory: `18 n_items min(k, n_items)` bytes and, for each thread, what `scratch` makes, the
+    rows of one block, and `8 n_items`.
+
+    Args:
+        rows: `rows(start, stop, own)` makes rows `start` to `stop` of the matrix,
+            `(stop - start, n_items)` float32, in memory of its own; a row must not depend on
+            the block it is in.
+        n_items: Rows and columns.
+        k: Most entries a row.
+        rows_per_block: Rows asked for at once.
+        scratch: Makes what `rows` gets as `own`, once a thread.
+
+    Returns:
+        `(n_items, n_items)` float32, indices sorted, the diagonal and what is 0 left out, ties
+        by the lower index.
+    """
+    width = min(k, n_items)
+    index = np.empty((n_items, width), dtype=np.int32)
+    weight = np.empty((n_items, width), dtype=np.float32)
+    n_found = np.zeros(n_items, dtype=np.int32)
+    items = np.arange(n_items, dtype=np.int32)
+
+    def work(start: int, stop: int, own: tuple[Scratch, tuple[np.ndarray, ...]]) -> None:
+        theirs, ours = own
+        _largest_of_block(start, rows(start, stop, theirs), items, *ours, index, weight, n_found)
+
+    for _ in over_blocks(
+        work,
+        n_items,
+        rows_per_block=rows_per_block,
+        scratch=lambda: (
+            scratch(),
+            (
+                np.empty(n_items + WORD, np.float32),
+                np.empty(2 * width + WORD, np.uint64),
+                np.zeros(n_items // WORD + 1, np.uint64),
+            ),
+        ),
+    ):
+        pass
+    return rows_of(index, weight, n_found)
+
+
+@njit(cache=True, nogil=True)
+def _largest_of_block(
+    start: int,
+    rows: np.ndarray,
+    items: np.ndarray,
+    values: np.ndarray,
+    candidates: np.ndarray,
+    chosen: np.ndarray,
+    index: np.ndarray,
+    weight: np.ndarray,
+    n_found: np.ndarray,
+) -> None:
+    k = index.shape[1]
+    n_items = rows.shape[1]
+    for row in range(len(rows)):
+        source = start + row
+        for item in range(n_items):
+            values[item] = abs(rows[row, item])
+        values[source] = 0
+        n = _largest_values(values, items, n_items, k, candidates)
+        _put_ascending(candidates, n, chosen, index[source])
+        for i in range(n):
+            weight[source, i] = rows[row, index[source, i]]
+        n_found[source] = n
+
+
 @njit(cache=True, nogil=True)
 def _push(
     value: float, item: int, heap_value: np.ndarray, heap_item: np.ndarray, n_heap: int
@@ -213,23 +295,32 @@ def _nearest(
             values[i] = total[item] * target_scale[item]
             total[item] = 0
         n = _largest_values(values, touched, n_touched, k, candidates)
-        # A bit for each chosen item, read in order: faster than sorting.
         for i in range(n):
             item = np.int64(_ITEM_BITS - (candidates[i] & _ITEM_BITS))
             total[item] = from_ordered(candidates[i] >> _HALF) * source_scale[source]
-            chosen[item >> 6] |= ONE << np.uint64(item & 63)
-        n_placed = 0
-        for word in range(len(chosen)):
-            bits = chosen[word]
-            chosen[word] = 0
-            while bits:
-                item = WORD * word + np.int64(lowest_bit(bits))
-                bits &= bits - ONE
-                index[source, n_placed] = item
-                weight[source, n_placed] = total[item]
-                total[item] = 0
-                n_placed += 1
+        _put_ascending(candidates, n, chosen, index[source])
+        for i in range(n):
+            item = index[source, i]
+            weight[source, i] = total[item]
+            total[item] = 0
         n_found[source] = n
+
+
+@njit(cache=True, nogil=True)
+def _put_ascending(candidates: np.ndarray, n: int, chosen: np.ndarray, items: np.ndarray) -> None:
+    """The items of the first n candidates in order, the row's last places left alone."""
+    # A bit for each chosen item, read in order: faster than sorting.
+    for i in range(n):
+        item = np.int64(_ITEM_BITS - (candidates[i] & _ITEM_BITS))
+        chosen[item >> 6] |= ONE << np.uint64(item & 63)
+    n_placed = 0
+    for word in range(len(chosen)):
+        bits = chosen[word]
+        chosen[word] = 0
+        while bits:
+            items[n_placed] = WORD * word + np.int64(lowest_bit(bits))
+            bits &= bits - ONE
+            n_placed += 1
 
 
 @njit(cache=True, nogil=True)

@@ -6,11 +6,11 @@ import pyarrow as pa
 import scipy.sparse as sp
 
 from ml_assets.item_item import NOTHING
+from ml_assets.learning import history_of
 from ml_assets.models import (
     FactorModel,
     ItemItemModel,
     content_by_history,
-    history_of,
     rows_with_values,
     user_profiles,
 )

@@ -15,7 +15,9 @@ import scipy.sparse as sp
 from threadpoolctl import threadpool_limits
 
 from ml_assets.item_item import ItemItemModel, largest_products
-from ml_assets.signal_matrix import SignalMatrix, TooLittleDataError
+from ml_assets.learning import history_of, power, require_two, taste_of
+from ml_assets.linear_models import fit_graph_filter
+from ml_assets.signal_matrix import SignalMatrix
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def fit_als(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) ->
         TooLittleDataError: below two users or two products to learn from.
     """
     training = signals.training
-    _require_two("ALS", training)
+    require_two("ALS", training)
     # implicit runs its own threads over rows; BLAS threads below them only get in the way.
     with threadpool_limits(1, "blas"):
         als = _als(settings, seed)
@@ -109,15 +111,6 @@ def _als(settings: Mapping[str, Any], seed: int) -> Any:
     )
 
 
-def _require_two(name: str, training: sp.csr_matrix) -> None:
-    n_users = int((np.diff(training.indptr) > 0).sum())
-    n_items = len(np.unique(training.indices))
-    if n_users < 2 or n_items < 2:
-        raise TooLittleDataError(
-            f"{name} needs two users and two products with signals, and got {n_users} and {n_items}"
-        )
-
-
 def fit_item_item(
     signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int
 ) -> ItemItemModel:
@@ -143,50 +136,25 @@ def fit_item_item(
     Raises:
         TooLittleDataError: below two users or two products to learn from.
     """
-    today, history = signals.training, signals.training_history
-    _require_two("The item-item model", today)
-    sources = _square_root(history)
-    mean_entry = float(sources.data.mean(dtype=np.float64))
-    user_degree, item_degree = (
-        np.asarray(sources.sum(axis=axis, dtype=np.float64)).ravel() for axis in (1, 0)
-    )
-    before, now = (
-        np.asarray(matrix.sum(axis=0, dtype=np.float64)).ravel() for matrix in (history, today)
-    )
-    is_known = item_degree > 0
-    left_today = np.divide(now, before, out=np.zeros_like(now), where=is_known)
-    shrunk_degree = item_degree / mean_entry + settings["shrinkage"]
-    by_user = sp.diags_array(_power(user_degree, -settings["user_power"]).astype(np.float32))
+    taste = taste_of("The item-item model", signals)
+    mean_entry = float(taste.matrix.data.mean(dtype=np.float64))
+    shrunk_degree = (taste.item_degree / mean_entry + settings["shrinkage"]) * taste.is_known
+    by_user = sp.diags_array(power(taste.user_degree, -settings["user_power"]).astype(np.float32))
     follows = largest_products(
-        sp.csr_matrix(by_user @ sources),
-        today,
-        source_scale=_power(shrunk_degree * is_known, -settings["source_power"]).astype(np.float32),
-        target_scale=(
-            _power(shrunk_degree * is_known, -settings["target_power"]) * left_today
-        ).astype(np.float32),
+        sp.csr_matrix(by_user @ taste.matrix),
+        signals.training,
+        source_scale=power(shrunk_degree, -settings["source_power"]).astype(np.float32),
+        target_scale=(power(shrunk_degree, -settings["target_power"]) * taste.left_today).astype(
+            np.float32
+        ),
         k=settings["neighbours"],
     )
     return ItemItemModel(
         history=history_of(signals),
         follows=follows,
         knows_user=np.diff(signals.history.indptr) > 0,
-        knows_item=is_known,
+        knows_item=taste.is_known,
     )
-
-
-def history_of(signals: SignalMatrix) -> sp.csr_matrix:
-    """What item-item models score from: `(n_users, n_items)` float32."""
-    return _square_root(signals.history)
-
-
-def _square_root(matrix: sp.csr_matrix) -> sp.csr_matrix:
-    # Ten purchases say more than one, but not ten times as much.
-    return sp.csr_matrix((np.sqrt(matrix.data), matrix.indices, matrix.indptr), shape=matrix.shape)
-
-
-def _power(numbers: np.ndarray, exponent: float) -> np.ndarray:
-    """0 stays 0, whatever the exponent."""
-    return np.power(numbers, exponent, out=np.zeros_like(numbers), where=numbers > 0)
 
 
 def fit_popularity(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) -> FactorModel:
@@ -243,6 +211,7 @@ def rows_with_values(vectors: np.ndarray) -> np.ndarray:
 
 MODELS: dict[str, Fit] = {
     "als": fit_als,
+    "graph_filter": fit_graph_filter,
     "item_item": fit_item_item,
     "popularity": fit_popularity,
 }

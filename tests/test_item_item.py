@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from references import (
     full_sort,
     history_scores,
+    largest_absolute,
     largest_positive,
     largest_share,
     nearest_dense,
@@ -23,6 +24,7 @@ from ml_assets.item_item import (
     ItemItemModel,
     because_by_history,
     best_by_history,
+    largest_of_blocks,
     largest_of_rows,
     largest_products,
     z_of_pairs,
@@ -106,6 +108,35 @@ def test_a_product_does_not_follow_from_itself():
     )
 
     assert nearest.toarray().tolist() == [[0, 2, 0], [2, 0, 0], [1, 0, 0]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 100_000),
+    n_items=st.integers(1, 80),
+    k=st.integers(1, 90),
+    rows_per_block=st.integers(1, 30),
+    n_threads=st.integers(1, 2),
+)
+def test_rows_made_in_blocks_keep_their_largest_entries_of_either_sign(
+    seed, n_items, k, rows_per_block, n_threads
+):
+    rng = np.random.default_rng(seed)
+    dense = rng.integers(-3, 4, (n_items, n_items)).astype(np.float32)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threads, "n_threads", lambda: n_threads)
+        kept = largest_of_blocks(
+            lambda start, stop, _: dense[start:stop].copy(),
+            n_items,
+            k=k,
+            rows_per_block=rows_per_block,
+            scratch=lambda: None,
+        )
+
+    np.fill_diagonal(dense, 0)
+    assert (kept.toarray() == largest_absolute(dense, k)).all()
+    assert kept.has_sorted_indices and (kept.data != 0).all()
 
 
 @settings(max_examples=40, deadline=None)
