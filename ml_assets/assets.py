@@ -15,6 +15,7 @@ from ml_assets.content import text_neighbours, tfidf
 from ml_assets.frames import HOLDOUT, METRICS, POPULARITY, PRODUCTS, SIGNALS, USERS
 from ml_assets.item_item import ItemItemModel
 from ml_assets.judging import TARGETS, metric_table, segment_table
+from ml_assets.linear_models import KNN_WEIGHTINGS
 from ml_assets.lists import LIST_TABLES, make_lists
 from ml_assets.model_tables import (
     NEIGHBOURS,
@@ -35,7 +36,16 @@ from ml_assets.signal_matrix import CannotFitError, TooLittleDataError, build_si
 from ml_assets.warehouse import MissingTableError, Warehouse, read_table
 
 # Models that can be kept while users' lists are made again; the baselines are for comparison.
-CF_MODELS = ("item_item", "als", "graph_filter")
+CF_MODELS = (
+    "item_item",
+    "als",
+    "graph_filter",
+    "gf_cf",
+    "bspm",
+    "item_knn",
+    "rp3beta",
+    "ease",
+)
 
 # What lists are made from; None for all columns.
 LISTS_FROM: dict[str, list[str] | None] = {
@@ -73,6 +83,14 @@ class RecommenderSettings(dg.ConfigurableResource):
         filter_target_power: Of graph_filter: how much more a popular product is proposed.
         filter_degree: Of graph_filter: steps through the graph, the degree of its polynomial.
         filter_gamma: Of graph_filter: how sharp it is; the smaller, the more faint tastes count.
+        low_pass_factors: Of gf_cf and bspm: singular vectors of the low-pass filter.
+        low_pass_weight: Of gf_cf and bspm: what the low-pass filter counts beside one step.
+        sharpening: Of bspm: how long tastes are sharpened.
+        sharpening_steps: Of bspm: in how many steps.
+        knn_weighting: Of item_knn: `cosine`, `bm25` or `tfidf`.
+        walk_power: Of rp3beta: of the chances of each step.
+        walk_popularity_power: Of rp3beta: how much less a popular product is proposed.
+        ease_regularization: Of ease: the larger, the less rare coincidences count.
         memory_megabytes: Most memory of one model while it is learned, beside the signals; one
             that needs more is left out with a reason.
         content_neighbours: Products whose texts are most like one's, kept for each product.
@@ -105,6 +123,14 @@ class RecommenderSettings(dg.ConfigurableResource):
     filter_target_power: float = 0.3
     filter_degree: int = 4
     filter_gamma: float = 0.05
+    low_pass_factors: int = 256
+    low_pass_weight: float = 0.3
+    sharpening: float = 2.5
+    sharpening_steps: int = 1
+    knn_weighting: str = "tfidf"
+    walk_power: float = 0.7
+    walk_popularity_power: float = 0.3
+    ease_regularization: float = 250.0
     memory_megabytes: int = 4096
     content_neighbours: int = 50
     content_dimensions: int = 256
@@ -138,6 +164,12 @@ class RecommenderSettings(dg.ConfigurableResource):
             "shrinkage": not self.shrinkage >= 0 and "must not be negative",
             "filter_degree": not 1 <= self.filter_degree <= 12 and "must be from 1 to 12",
             "filter_gamma": not self.filter_gamma > 0 and "must be above 0",
+            "low_pass_factors": self.low_pass_factors < 1 and "must be at least 1",
+            "sharpening_steps": self.sharpening_steps < 0 and "must not be negative",
+            "knn_weighting": self.knn_weighting not in KNN_WEIGHTINGS
+            and f"must be one of {', '.join(KNN_WEIGHTINGS)}",
+            "walk_power": not self.walk_power > 0 and "must be above 0",
+            "ease_regularization": not self.ease_regularization > 0 and "must be above 0",
             "memory_megabytes": self.memory_megabytes < 1 and "must be at least 1",
             "users_per_part": self.users_per_part < 1 and "must be at least 1",
             "top_n": self.top_n < 1 and "must be at least 1",

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from ml_assets.item_item import ItemItemModel
 from ml_assets.signal_matrix import CannotFitError, SignalMatrix, TooLittleDataError
 
 
@@ -64,6 +65,16 @@ def taste_of(name: str, signals: SignalMatrix) -> Taste:
 def history_of(signals: SignalMatrix) -> sp.csr_matrix:
     """What item-item models score from: `(n_users, n_items)` float32."""
     return square_root(signals.history)
+
+
+def by_history(signals: SignalMatrix, taste: Taste, follows: sp.csr_matrix) -> ItemItemModel:
+    """The item-item model that was learned from `taste`, for all users of `signals`."""
+    return ItemItemModel(
+        history=history_of(signals),
+        follows=follows,
+        knows_user=np.diff(signals.history.indptr) > 0,
+        knows_item=taste.is_known,
+    )
 
 
 def square_root(matrix: sp.csr_matrix) -> sp.csr_matrix:

@@ -1,226 +1,201 @@
-"""Item-item models that are filters and regressions: scores = history x M, M learned in one go.
+"""Item-item models of the literature: nearest neighbours, random walks, and a regression.
 
-All of them learn from `Taste`, score from `learning.history_of`, and keep the largest entries of
-each row of M, which may be negative. What is going out of season is proposed less: column i of M
-is multiplied by the share of product i's history that is left today.
+Scores are history x W. All of them learn from `learning.Taste`, and column i of W is multiplied
+by the share of product i's history that is left today, so that what is going out of season is
+proposed less.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from numba import njit
+from scipy.linalg import lapack
 from threadpoolctl import threadpool_limits
 
-from ml_assets.item_item import ItemItemModel, largest_of_blocks
-from ml_assets.learning import Taste, history_of, power, require_memory, taste_of
-from ml_assets.signal_matrix import SignalMatrix
-from ml_assets.threads import n_threads
+from ml_assets.item_item import ItemItemModel, largest_of_blocks, largest_products
+from ml_assets.learning import by_history, power, require_memory, taste_of
+from ml_assets.signal_matrix import SignalMatrix, TooLittleDataError
 
-# Rows of M made at once. More are faster per row until they leave the processor's cache.
-_WIDTH = 32
-_STEPS_OF_POWER_ITERATION = 60
+KNN_WEIGHTINGS = ("cosine", "bm25", "tfidf")
+# The usual ones of Robertson & Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond"
+# (2009), and implicit's.
+_BM25_K1, _BM25_B = 1.2, 0.75
+_ROWS_PER_BLOCK = 256
 
 
-def fit_graph_filter(
-    signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int
-) -> ItemItemModel:
-    """A sharpened low-pass filter over the graph of users and products.
+def fit_item_knn(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) -> ItemItemModel:
+    """Nearest neighbours: W[j, i] is how alike the columns of products j and i are.
 
-        M = D_i^-x f(P) D_i^y,  P = A'A,  A = D_u^-p R D_i^-s / (its largest singular value)
+    After Sarwar et al., "Item-Based Collaborative Filtering Recommendation Algorithms" (WWW
+    2001), with the weightings of the `implicit` library: cosines of R, the square roots of
+    `training_history`; or, of `training_history` itself, cosines of TF-IDF weights or inner
+    products of BM25 weights, a product being a text and its users the words of it.
 
-    with R the square roots of `training_history`, D_u and D_i its row and column sums, and
-    f(l) = c_1 l + ... + c_n l^n the polynomial of least squares to l (1 + g) / (l + g): like the
-    regression of EASE it takes back what popular directions say twice, and like Turbo-CF it needs
-    only products with sparse matrices. The family is that of Turbo-CF (Park et al., "Turbo-CF:
-    Matrix Decomposition-Free Graph Filtering for Fast Recommendation", SIGIR 2024) and BSPM
-    (Choi et al., "Blurring-Sharpening Process Models for Collaborative Filtering", SIGIR 2023).
-
-    Memory: 18 bytes x neighbours x products, and for each thread 4 bytes x 32 x (users + 2 x
-    products), beside the signals. Time: 2 x degree x products x signals multiplications.
+    Memory: 18 bytes x neighbours x products, beside the signals and a copy of them.
 
     Args:
         signals: Rows without signals stay without an opinion.
-        settings: `neighbours`, `filter_user_power` p, `filter_item_power` s,
-            `filter_source_power` x, `filter_target_power` y, `filter_degree` n, `filter_gamma` g,
-            `memory_megabytes`.
+        settings: `neighbours`, `knn_weighting`, one of `KNN_WEIGHTINGS`, `memory_megabytes`.
+        seed: Unused; nothing is random.
+
+    Raises:
+        TooLittleDataError: below two users or two products to learn from.
+        TooMuchMemoryError: if it would need more than `memory_megabytes`.
+        ValueError: for a weighting that there is not.
+    """
+    taste = taste_of("The item-kNN model", signals)
+    _require_memory_of_neighbours("The item-kNN model", taste.matrix.shape[1], settings)
+    weighting = settings["knn_weighting"]
+    if weighting not in KNN_WEIGHTINGS:
+        raise ValueError(
+            f"there is no weighting {weighting!r}; choose one of {', '.join(KNN_WEIGHTINGS)}"
+        )
+    if weighting == "cosine":
+        weighted = taste.matrix
+    else:
+        # Imported here: implicit takes seconds to import, and most processes never train.
+        from implicit.nearest_neighbours import bm25_weight, tfidf_weight
+
+        by_item = signals.training_history.T
+        by_item = (
+            tfidf_weight(by_item)
+            if weighting == "tfidf"
+            else bm25_weight(by_item, K1=_BM25_K1, B=_BM25_B)
+        )
+        # The logarithm of a user who touched everything is below 0: says nothing.
+        weighted = sp.csr_matrix(by_item.T.maximum(0), dtype=np.float32)
+        weighted.sort_indices()
+    length = np.ones(taste.matrix.shape[1])
+    if weighting != "bm25":
+        length = np.sqrt(np.asarray(weighted.power(2).sum(axis=0, dtype=np.float64)).ravel())
+    follows = largest_products(
+        weighted,
+        weighted,
+        source_scale=power(length, -1).astype(np.float32),
+        target_scale=(power(length, -1) * taste.left_today).astype(np.float32),
+        k=settings["neighbours"],
+    )
+    return by_history(signals, taste, follows)
+
+
+def fit_rp3beta(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) -> ItemItemModel:
+    """Walks of three steps, popular products held back: RP3beta.
+
+        W[j, i] = d_i^-b sum over u of (r_uj / d_j)^a (r_ui / d_u)^a
+
+    with r the square roots of `training_history` and d its row and column sums, after Paudel et
+    al., "Updatable, Accurate, Diverse, and Scalable Recommendations for Interactive Applications"
+    (TiiS 2017): the chance of a walk from product j by a user to product i.
+
+    Memory: 18 bytes x neighbours x products, beside the signals and two copies of them.
+
+    Args:
+        signals: Rows without signals stay without an opinion.
+        settings: `neighbours`, `walk_power` a, `walk_popularity_power` b, `memory_megabytes`.
         seed: Unused; nothing is random.
 
     Raises:
         TooLittleDataError: below two users or two products to learn from.
         TooMuchMemoryError: if it would need more than `memory_megabytes`.
     """
-    taste = taste_of("The graph filter", signals)
-    _require_memory_of_rows("The graph filter", taste, settings)
-    graph = graph_of(
-        taste,
-        user_power=settings["filter_user_power"],
-        item_power=settings["filter_item_power"],
+    taste = taste_of("RP3beta", signals)
+    _require_memory_of_neighbours("RP3beta", taste.matrix.shape[1], settings)
+    walk, popularity = settings["walk_power"], settings["walk_popularity_power"]
+    sources = taste.matrix.power(walk).astype(np.float32)
+    by_user = sp.diags_array(power(taste.user_degree, -walk).astype(np.float32))
+    follows = largest_products(
+        sources,
+        sp.csr_matrix(by_user @ sources),
+        source_scale=power(taste.item_degree, -walk).astype(np.float32),
+        target_scale=(power(taste.item_degree, -popularity) * taste.left_today).astype(np.float32),
+        k=settings["neighbours"],
     )
-    coefficients = filter_coefficients(settings["filter_degree"], settings["filter_gamma"])
-    source_scale = power(taste.item_degree, -settings["filter_source_power"])
+    return by_history(signals, taste, follows)
 
-    def rows(start: int, stop: int, own: tuple[np.ndarray, ...]) -> np.ndarray:
-        of_users, of_items, made = own
-        own_places = np.arange(start, stop), np.arange(stop - start)
-        # Horner's scheme; each step after the first is P times what there is, plus a diagonal.
-        graph.spread(start, source_scale[start:stop] * coefficients[-1], of_users)
-        graph.to_items(of_users, of_items)
-        for coefficient in coefficients[-2::-1]:
-            of_items[own_places] += (source_scale[start:stop] * coefficient).astype(np.float32)
-            graph.to_users(of_items, of_users)
-            graph.to_items(of_users, of_items)
-        _turned(of_items, target_scale, made)
+
+def fit_ease(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) -> ItemItemModel:
+    """A regression of every product on all others, in closed form: EASE.
+
+        B = I - C diag(C)^-1,  C = (R'R + g I)^-1
+
+    with R the square roots of `training_history`, after Steck, "Embarrassingly Shallow
+    Autoencoders for Sparse Data" (WWW 2019). g is in mean squares of the entries of R, so that a
+    value carries over from one shop to another.
+
+    Memory: 8 bytes x products^2 for the inverse, 18 bytes x neighbours x products, beside the
+    signals; products are those somebody touched. Time: products^3 multiplications on one core,
+    a minute for 10,000 products.
+
+    Args:
+        signals: Rows without signals stay without an opinion.
+        settings: `neighbours`, `ease_regularization` g, `memory_megabytes`.
+        seed: Unused; nothing is random.
+
+    Raises:
+        TooLittleDataError: below two users or two products to learn from.
+        TooMuchMemoryError: if it would need more than `memory_megabytes`.
+    """
+    taste = taste_of("EASE", signals)
+    known = np.flatnonzero(taste.is_known)
+    n_known, n_items = len(known), len(taste.is_known)
+    require_memory(
+        "EASE",
+        8 * n_known**2 + 18 * min(settings["neighbours"], n_items) * n_items,
+        settings,
+        advice="choose item_item or graph_filter, which need no square of the products",
+    )
+    ratings = sp.csr_matrix(taste.matrix[:, known], dtype=np.float64)
+    inverse = _inverse(ratings, settings["ease_regularization"] * float((ratings.data**2).mean()))
+    to_known = np.full(n_items, n_known)
+    to_known[known] = np.arange(n_known)
+    by_target = -taste.left_today[known] / np.diag(inverse)
+
+    def rows(start: int, stop: int, made: np.ndarray) -> np.ndarray:
+        made[:] = 0
+        places = start + np.flatnonzero(taste.is_known[start:stop])
+        made[(places - start)[:, None], known] = inverse[to_known[places]] * by_target
         return made[: stop - start]
 
-    target_scale = _target_scale(taste, settings["filter_target_power"])
-    n_users, n_items = taste.matrix.shape
     follows = largest_of_blocks(
         rows,
         n_items,
         k=settings["neighbours"],
-        rows_per_block=_WIDTH,
-        scratch=lambda: (
-            np.empty((n_users, _WIDTH), np.float32),
-            np.empty((n_items, _WIDTH), np.float32),
-            np.empty((_WIDTH, n_items), np.float32),
-        ),
+        rows_per_block=_ROWS_PER_BLOCK,
+        scratch=lambda: np.empty((_ROWS_PER_BLOCK, n_items), np.float32),
     )
-    return _as_model(signals, taste, follows)
+    return by_history(signals, taste, follows)
 
 
-def filter_coefficients(degree: int, gamma: float) -> np.ndarray:
-    """c_1 ... c_degree of the polynomial of least squares to l (1 + gamma) / (l + gamma).
-
-    Weighted and with more points near 0, where most eigenvalues of a taste matrix are.
-    """
-    points = np.linspace(0.002, 1.0, 400) ** 2
-    powers = np.stack([points**k for k in range(1, degree + 1)], axis=1)
-    weights = 1 / np.sqrt(points + 0.02)
-    wanted = points * (1 + gamma) / (points + gamma)
-    # One thread: with more, the last bits depend on how the work was split.
+def _inverse(ratings: sp.csr_matrix, diagonal: float) -> np.ndarray:
+    """The inverse of `ratings' ratings + diagonal I`, float64, in the memory of one such matrix."""
+    n = ratings.shape[1]
+    by_item = sp.csr_matrix(ratings.T)
+    gram = np.empty((n, n))
+    for start in range(0, n, _ROWS_PER_BLOCK):
+        block = slice(start, start + _ROWS_PER_BLOCK)
+        gram[block] = (by_item[block] @ ratings).toarray()
+    gram[np.diag_indices(n)] += diagonal
+    # One thread: with more, the last bits depend on how the work was split. The transpose is in
+    # the order that LAPACK works on in place, and the matrix is its own transpose.
     with threadpool_limits(1, "blas"):
-        found = np.linalg.lstsq(powers * weights[:, None], wanted * weights, rcond=None)[0]
-    return np.asarray(found)
+        root, failed = lapack.dpotrf(gram.T, lower=True, overwrite_a=True)
+        if not failed:
+            inverse, failed = lapack.dpotri(root, lower=True, overwrite_c=True)
+    if failed:
+        raise TooLittleDataError(
+            "EASE has no inverse, since some products have the same users: raise "
+            "ease_regularization"
+        )
+    # Only the lower half was written.
+    for start in range(0, n, _ROWS_PER_BLOCK):
+        stop = start + _ROWS_PER_BLOCK
+        lower = np.tril(inverse[start:stop, start:stop])
+        inverse[start:stop, start:stop] = lower + np.tril(lower, -1).T
+        inverse[start:stop, stop:] = inverse[stop:, start:stop].T
+    return np.ascontiguousarray(inverse.T)
 
 
-@dataclass(frozen=True)
-class Graph:
-    """A = D_u^-p R D_i^-s, divided by its largest singular value, both ways round.
-
-    Attributes:
-        by_user: A, `(n_users, n_items)` float32.
-        by_item: A', `(n_items, n_users)` float32.
-    """
-
-    by_user: sp.csr_matrix
-    by_item: sp.csr_matrix
-
-    def spread(self, start: int, amounts: np.ndarray, of_users: np.ndarray) -> None:
-        """Columns `start` ... of A, times an amount each, as the first columns of `of_users`."""
-        each = self.by_item
-        of_users[:] = 0
-        _spread(start, amounts.astype(np.float32), each.indptr, each.indices, each.data, of_users)
-
-    def to_items(self, of_users: np.ndarray, of_items: np.ndarray) -> None:
-        """`of_items = A' of_users`."""
-        each = self.by_item
-        _times(each.indptr, each.indices, each.data, of_users, of_items)
-
-    def to_users(self, of_items: np.ndarray, of_users: np.ndarray) -> None:
-        """`of_users = A of_items`."""
-        each = self.by_user
-        _times(each.indptr, each.indices, each.data, of_items, of_users)
-
-
-def graph_of(taste: Taste, *, user_power: float, item_power: float) -> Graph:
-    """The normalised graph; its largest singular value by power iteration from a fixed start."""
-    by_user = sp.csr_matrix(
-        sp.diags_array(power(taste.user_degree, -user_power).astype(np.float32))
-        @ taste.matrix
-        @ sp.diags_array(power(taste.item_degree, -item_power).astype(np.float32))
-    )
-    by_item = sp.csr_matrix(by_user.T)
-    direction = np.ones(by_user.shape[1])
-    for _ in range(_STEPS_OF_POWER_ITERATION):
-        direction = by_item @ (by_user @ direction)
-        # Not np.linalg.norm, which asks BLAS.
-        square = np.sqrt((direction * direction).sum())
-        direction /= square
-    largest = np.float32(np.sqrt(square))
-    by_user.data /= largest
-    by_item.data /= largest
-    return Graph(by_user=by_user, by_item=by_item)
-
-
-@njit(cache=True, nogil=True)
-def _spread(
-    start: int,
-    amounts: np.ndarray,
-    indptr: np.ndarray,
-    indices: np.ndarray,
-    data: np.ndarray,
-    out: np.ndarray,
-) -> None:
-    for column in range(len(amounts)):
-        for at in range(indptr[start + column], indptr[start + column + 1]):
-            out[indices[at], column] = amounts[column] * data[at]
-
-
-@njit(cache=True, nogil=True)
-def _times(
-    indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, right: np.ndarray, out: np.ndarray
-) -> None:
-    """A sparse matrix times a dense one of a few columns; a column's bits depend on it alone."""
-    width = right.shape[1]
-    for row in range(len(out)):
-        own = out[row]
-        own[:] = 0
-        begin, end = indptr[row], indptr[row + 1]
-        last = begin + ((end - begin) & ~3)
-        # Four rows at a time: the sums are read and written a quarter as often.
-        for at in range(begin, last, 4):
-            a, b, c, d = data[at], data[at + 1], data[at + 2], data[at + 3]
-            one, two = right[indices[at]], right[indices[at + 1]]
-            three, four = right[indices[at + 2]], right[indices[at + 3]]
-            for i in range(width):
-                own[i] += (a * one[i] + b * two[i]) + (c * three[i] + d * four[i])
-        for at in range(last, end):
-            a = data[at]
-            one = right[indices[at]]
-            for i in range(width):
-                own[i] += a * one[i]
-
-
-@njit(cache=True, nogil=True)
-def _turned(columns: np.ndarray, scale: np.ndarray, out: np.ndarray) -> None:
-    """`out = columns' diag(scale)`."""
-    n_items, width = columns.shape
-    # A few items at a time, so that whole cache lines are written.
-    for first in range(0, n_items, 16):
-        last = min(first + 16, n_items)
-        for row in range(width):
-            for item in range(first, last):
-                out[row, item] = columns[item, row] * scale[item]
-
-
-def _target_scale(taste: Taste, exponent: float) -> np.ndarray:
-    return (power(taste.item_degree, exponent) * taste.left_today).astype(np.float32)
-
-
-def _require_memory_of_rows(name: str, taste: Taste, settings: Mapping[str, Any]) -> None:
-    n_users, n_items = taste.matrix.shape
-    of_neighbours = 18 * min(settings["neighbours"], n_items) * n_items
-    of_blocks = n_threads() * 4 * _WIDTH * (n_users + 2 * n_items)
-    require_memory(name, of_neighbours + of_blocks, settings, advice="take fewer neighbours")
-
-
-def _as_model(signals: SignalMatrix, taste: Taste, follows: sp.csr_matrix) -> ItemItemModel:
-    return ItemItemModel(
-        history=history_of(signals),
-        follows=follows,
-        knows_user=np.diff(signals.history.indptr) > 0,
-        knows_item=taste.is_known,
-    )
+def _require_memory_of_neighbours(name: str, n_items: int, settings: Mapping[str, Any]) -> None:
+    n_bytes = 18 * min(settings["neighbours"], n_items) * n_items
+    require_memory(name, n_bytes, settings, advice="take fewer neighbours")

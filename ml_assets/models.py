@@ -14,9 +14,10 @@ import numpy as np
 import scipy.sparse as sp
 from threadpoolctl import threadpool_limits
 
+from ml_assets.graph_filters import fit_bspm, fit_gf_cf, fit_graph_filter
 from ml_assets.item_item import ItemItemModel, largest_products
-from ml_assets.learning import history_of, power, require_two, taste_of
-from ml_assets.linear_models import fit_graph_filter
+from ml_assets.learning import by_history, history_of, power, require_two, taste_of
+from ml_assets.linear_models import fit_ease, fit_item_knn, fit_rp3beta
 from ml_assets.signal_matrix import SignalMatrix
 
 
@@ -149,12 +150,7 @@ def fit_item_item(
         ),
         k=settings["neighbours"],
     )
-    return ItemItemModel(
-        history=history_of(signals),
-        follows=follows,
-        knows_user=np.diff(signals.history.indptr) > 0,
-        knows_item=taste.is_known,
-    )
+    return by_history(signals, taste, follows)
 
 
 def fit_popularity(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) -> FactorModel:
@@ -211,8 +207,13 @@ def rows_with_values(vectors: np.ndarray) -> np.ndarray:
 
 MODELS: dict[str, Fit] = {
     "als": fit_als,
+    "bspm": fit_bspm,
+    "ease": fit_ease,
+    "gf_cf": fit_gf_cf,
     "graph_filter": fit_graph_filter,
     "item_item": fit_item_item,
+    "item_knn": fit_item_knn,
+    "rp3beta": fit_rp3beta,
     "popularity": fit_popularity,
 }
 

@@ -6,13 +6,13 @@ import pytest
 from frames_for_tests import SETTINGS, signals_of
 from references import largest_absolute
 
-from ml_assets import linear_models, threads
+from ml_assets import graph_filters, linear_models, threads
+from ml_assets.graph_filters import filter_coefficients
 from ml_assets.learning import TooMuchMemoryError
-from ml_assets.linear_models import filter_coefficients
 from ml_assets.models import fit_model
-from ml_assets.signal_matrix import build_signal_matrix
+from ml_assets.signal_matrix import CannotFitError, build_signal_matrix
 
-LINEAR = ["graph_filter"]
+LINEAR = ["bspm", "ease", "gf_cf", "graph_filter", "item_knn", "rp3beta"]
 N_USERS, N_ITEMS = 17, 41
 
 
@@ -81,7 +81,58 @@ def graph_filter_by_hand(ratings, settings):
     )
 
 
-BY_HAND = {"graph_filter": graph_filter_by_hand}
+def gf_cf_by_hand(ratings, settings):
+    """P + a D_i^-1/2 V V' D_i^1/2, from the whole decomposition."""
+    a = normalised(ratings, user_power=0.5, item_power=0.5)
+    first = np.linalg.svd(a)[2][: settings["low_pass_factors"]]
+    d = ratings.sum(axis=0)
+    low_pass = inverse_power(d, 0.5)[:, None] * (first.T @ first) * np.sqrt(d)
+    return a.T @ a + settings["low_pass_weight"] * low_pass
+
+
+def bspm_by_hand(ratings, settings):
+    """GF-CF, then Euler's steps dS = -S P dt."""
+    a = normalised(ratings, user_power=0.5, item_power=0.5)
+    state = gf_cf_by_hand(ratings, settings)
+    for _ in range(settings["sharpening_steps"]):
+        state = state - settings["sharpening"] / settings["sharpening_steps"] * state @ a.T @ a
+    return state
+
+
+def cosines(columns):
+    lengths = inverse_power(np.linalg.norm(columns, axis=0), 1)
+    return lengths[:, None] * (columns.T @ columns) * lengths
+
+
+def rp3beta_by_hand(ratings, settings):
+    """Of each pair of products the chances of all walks through a user."""
+    d_user, d_item = ratings.sum(axis=1), ratings.sum(axis=0)
+    to_user = np.array([row * inverse_power(d_item, 1) for row in ratings])
+    from_user = inverse_power(d_user, 1)[:, None] * ratings
+    walks = (to_user ** settings["walk_power"]).T @ from_user ** settings["walk_power"]
+    return walks * inverse_power(d_item, settings["walk_popularity_power"])
+
+
+def ease_by_hand(ratings, settings):
+    """Every product regressed on the others, one after another: the closed form is the same."""
+    g = settings["ease_regularization"] * (ratings[ratings > 0] ** 2).mean()
+    n = ratings.shape[1]
+    b = np.zeros((n, n))
+    for product in np.flatnonzero(ratings.any(axis=0)):
+        others = np.delete(np.arange(n), product)
+        x = ratings[:, others]
+        b[others, product] = np.linalg.solve(x.T @ x + g * np.eye(n - 1), x.T @ ratings[:, product])
+    return b
+
+
+BY_HAND = {
+    "bspm": bspm_by_hand,
+    "ease": ease_by_hand,
+    "gf_cf": gf_cf_by_hand,
+    "graph_filter": graph_filter_by_hand,
+    "item_knn": lambda ratings, _: cosines(ratings),
+    "rp3beta": rp3beta_by_hand,
+}
 
 
 @pytest.mark.parametrize("name", LINEAR)
@@ -117,7 +168,10 @@ def test_the_bits_do_not_depend_on_threads_or_blocks(name, monkeypatch):
 
     for n_threads, width in ((1, 32), (2, 4), (2, 7)):
         monkeypatch.setattr(threads, "n_threads", lambda n=n_threads: n)
-        monkeypatch.setattr(linear_models, "_WIDTH", width)
+        # The low-pass filters ask BLAS, whose last bits depend on the width, which is fixed.
+        if name not in ("gf_cf", "bspm"):
+            monkeypatch.setattr(graph_filters, "_WIDTH", width)
+        monkeypatch.setattr(linear_models, "_ROWS_PER_BLOCK", width)
         again = fit(name, matrix).follows
         assert (again.indices == whole.indices).all() and (again.data == whole.data).all()
 
@@ -126,6 +180,42 @@ def test_the_bits_do_not_depend_on_threads_or_blocks(name, monkeypatch):
 def test_a_model_that_would_not_fit_says_what_it_needs_and_what_to_do(name):
     with pytest.raises(TooMuchMemoryError, match=r"needs \d+ MB and memory_megabytes allows 0: "):
         fit(name, drawn_signals(0), memory_megabytes=0)
+
+
+@pytest.mark.parametrize("weighting", ["tfidf", "bm25"])
+def test_texts_of_users_are_weighted_as_search_engines_do(weighting):
+    matrix = drawn_signals(6)
+
+    model = fit("item_knn", matrix, knn_weighting=weighting)
+
+    counts = matrix.training_history.toarray().astype(float)
+    # A user's products are the texts a word is in.
+    rarity = np.log(N_ITEMS) - np.log1p((counts > 0).sum(axis=1, keepdims=True))
+    if weighting == "tfidf":
+        expected = cosines(np.sqrt(counts) * rarity)
+    else:
+        length = counts.sum(axis=0) / counts.sum(axis=0).mean()
+        weighted = counts * 2.2 / (1.2 * (0.25 + 0.75 * length) + counts) * rarity
+        expected = weighted.T @ weighted
+    np.fill_diagonal(expected, 0)
+    expected = expected * learned_from(matrix)[1]
+    np.testing.assert_allclose(model.follows.toarray(), expected, atol=1e-5 * expected.max())
+
+
+def test_a_weighting_there_is_not_is_refused_by_name():
+    with pytest.raises(ValueError, match="no weighting 'idf'; choose one of cosine, bm25, tfidf"):
+        fit("item_knn", drawn_signals(0), knn_weighting="idf")
+
+
+def test_products_of_the_same_users_have_no_regression_without_regularisation():
+    twins = [(user, product) for user in "uvw" for product in ("a", "b", user)]
+    signals = signals_of(twins)
+    matrix = build_signal_matrix(
+        signals, user_ids=signals["user_id"], product_ids=signals["product_id"]
+    )
+
+    with pytest.raises(CannotFitError, match="raise ease_regularization"):
+        fit("ease", matrix, ease_regularization=0.0)
 
 
 def test_the_polynomial_of_the_graph_filter_follows_the_curve_the_closer_the_higher_its_degree():
