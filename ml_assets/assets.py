@@ -75,6 +75,8 @@ class RecommenderSettings(dg.ConfigurableResource):
         factors: Of als: length of its user and item vectors.
         regularization: Of als: of the least squares; found on folds before the holdout, where 30
             beat implicit's default of 0.01 clearly.
+        regularization_power: Of als: how much more a user or product with much history is
+            regularised; above 0 a good `regularization` is far smaller.
         alpha: Of als: confidence per unit of weight.
         iterations: Of als: alternating passes over users and items.
         filter_user_power: Of graph_filter: how much less a user with many products says about each.
@@ -91,6 +93,9 @@ class RecommenderSettings(dg.ConfigurableResource):
         walk_power: Of rp3beta: of the chances of each step.
         walk_popularity_power: Of rp3beta: how much less a popular product is proposed.
         ease_regularization: Of ease: the larger, the less rare coincidences count.
+        bpr_learning_rate: Of bpr.
+        bpr_regularization: Of bpr.
+        bpr_iterations: Of bpr: passes over the signals.
         memory_megabytes: Most memory of one model while it is learned, beside the signals; one
             that needs more is left out with a reason.
         content_neighbours: Products whose texts are most like one's, kept for each product.
@@ -115,6 +120,7 @@ class RecommenderSettings(dg.ConfigurableResource):
     shrinkage: float = 5.0
     factors: int = 64
     regularization: float = 30.0
+    regularization_power: float = 0.0
     alpha: float = 1.0
     iterations: int = 15
     filter_user_power: float = 0.1
@@ -131,6 +137,9 @@ class RecommenderSettings(dg.ConfigurableResource):
     walk_power: float = 0.7
     walk_popularity_power: float = 0.3
     ease_regularization: float = 250.0
+    bpr_learning_rate: float = 0.05
+    bpr_regularization: float = 0.01
+    bpr_iterations: int = 100
     memory_megabytes: int = 4096
     content_neighbours: int = 50
     content_dimensions: int = 256
@@ -178,6 +187,7 @@ class RecommenderSettings(dg.ConfigurableResource):
             "content_dimensions": self.content_dimensions < 1 and "must be at least 1",
             "iterations": self.iterations < 1 and "must be at least 1",
             "regularization": not self.regularization >= 0 and "must not be negative",
+            "regularization_power": not self.regularization_power >= 0 and "must not be negative",
             "alpha": not self.alpha > 0 and "must be above 0",
             "w_cf": not self.w_cf >= 0 and "must not be negative",
             "w_content": (

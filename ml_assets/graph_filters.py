@@ -17,7 +17,14 @@ from numba import njit
 from threadpoolctl import threadpool_limits
 
 from ml_assets.item_item import ItemItemModel, largest_of_blocks
-from ml_assets.learning import Taste, by_history, power, require_memory, taste_of
+from ml_assets.learning import (
+    Taste,
+    by_history,
+    bytes_of_neighbours,
+    power,
+    require_memory,
+    taste_of,
+)
 from ml_assets.signal_matrix import SignalMatrix
 from ml_assets.threads import n_threads
 
@@ -315,11 +322,10 @@ def _require_memory(
     name: str, taste: Taste, settings: Mapping[str, Any], *, of_factors: int = 0
 ) -> None:
     n_users, n_items = taste.matrix.shape
-    of_neighbours = 18 * min(settings["neighbours"], n_items) * n_items
     of_blocks = n_threads() * 4 * _WIDTH * (n_users + 3 * n_items)
     require_memory(
         name,
-        of_factors + of_neighbours + of_blocks,
+        of_factors + of_blocks + bytes_of_neighbours(n_items, settings),
         settings,
         advice=f"take fewer {'low_pass_factors or ' if of_factors else ''}neighbours",
     )

@@ -113,3 +113,15 @@ def require_memory(name: str, n_bytes: float, settings: Mapping[str, Any], *, ad
             f"{name} needs {n_bytes / 2**20:,.0f} MB and memory_megabytes allows {limit:,}: "
             f"{advice}, or raise the limit"
         )
+
+
+def bytes_of_neighbours(n_items: int, settings: Mapping[str, Any]) -> int:
+    """What `neighbours` entries of each product take while they are arranged as a matrix."""
+    return 18 * min(settings["neighbours"], n_items) * n_items
+
+
+def require_memory_of_neighbours(name: str, n_items: int, settings: Mapping[str, Any]) -> None:
+    """Refuse a model that holds its neighbours and nothing else, as `require_memory` does."""
+    require_memory(
+        name, bytes_of_neighbours(n_items, settings), settings, advice="take fewer neighbours"
+    )

@@ -14,7 +14,14 @@ from scipy.linalg import lapack
 from threadpoolctl import threadpool_limits
 
 from ml_assets.item_item import ItemItemModel, largest_of_blocks, largest_products
-from ml_assets.learning import by_history, power, require_memory, taste_of
+from ml_assets.learning import (
+    by_history,
+    bytes_of_neighbours,
+    power,
+    require_memory,
+    require_memory_of_neighbours,
+    taste_of,
+)
 from ml_assets.signal_matrix import SignalMatrix, TooLittleDataError
 
 KNN_WEIGHTINGS = ("cosine", "bm25", "tfidf")
@@ -45,7 +52,7 @@ def fit_item_knn(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: in
         ValueError: for a weighting that there is not.
     """
     taste = taste_of("The item-kNN model", signals)
-    _require_memory_of_neighbours("The item-kNN model", taste.matrix.shape[1], settings)
+    require_memory_of_neighbours("The item-kNN model", taste.matrix.shape[1], settings)
     weighting = settings["knn_weighting"]
     if weighting not in KNN_WEIGHTINGS:
         raise ValueError(
@@ -100,7 +107,7 @@ def fit_rp3beta(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int
         TooMuchMemoryError: if it would need more than `memory_megabytes`.
     """
     taste = taste_of("RP3beta", signals)
-    _require_memory_of_neighbours("RP3beta", taste.matrix.shape[1], settings)
+    require_memory_of_neighbours("RP3beta", taste.matrix.shape[1], settings)
     walk, popularity = settings["walk_power"], settings["walk_popularity_power"]
     sources = taste.matrix.power(walk).astype(np.float32)
     by_user = sp.diags_array(power(taste.user_degree, -walk).astype(np.float32))
@@ -141,7 +148,7 @@ def fit_ease(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) -
     n_known, n_items = len(known), len(taste.is_known)
     require_memory(
         "EASE",
-        8 * n_known**2 + 18 * min(settings["neighbours"], n_items) * n_items,
+        8 * n_known**2 + bytes_of_neighbours(n_items, settings),
         settings,
         advice="choose item_item or graph_filter, which need no square of the products",
     )
@@ -194,8 +201,3 @@ def _inverse(ratings: sp.csr_matrix, diagonal: float) -> np.ndarray:
         inverse[start:stop, start:stop] = lower + np.tril(lower, -1).T
         inverse[start:stop, stop:] = inverse[stop:, start:stop].T
     return np.ascontiguousarray(inverse.T)
-
-
-def _require_memory_of_neighbours(name: str, n_items: int, settings: Mapping[str, Any]) -> None:
-    n_bytes = 18 * min(settings["neighbours"], n_items) * n_items
-    require_memory(name, n_bytes, settings, advice="take fewer neighbours")

@@ -8,7 +8,6 @@ from references import largest_absolute
 
 from ml_assets import graph_filters, linear_models, threads
 from ml_assets.graph_filters import filter_coefficients
-from ml_assets.learning import TooMuchMemoryError
 from ml_assets.models import fit_model
 from ml_assets.signal_matrix import CannotFitError, build_signal_matrix
 
@@ -174,12 +173,6 @@ def test_the_bits_do_not_depend_on_threads_or_blocks(name, monkeypatch):
         monkeypatch.setattr(linear_models, "_ROWS_PER_BLOCK", width)
         again = fit(name, matrix).follows
         assert (again.indices == whole.indices).all() and (again.data == whole.data).all()
-
-
-@pytest.mark.parametrize("name", LINEAR)
-def test_a_model_that_would_not_fit_says_what_it_needs_and_what_to_do(name):
-    with pytest.raises(TooMuchMemoryError, match=r"needs \d+ MB and memory_megabytes allows 0: "):
-        fit(name, drawn_signals(0), memory_megabytes=0)
 
 
 @pytest.mark.parametrize("weighting", ["tfidf", "bm25"])
