@@ -16,6 +16,7 @@ from ml_assets.content import text_neighbours, tfidf
 from ml_assets.frames import HOLDOUT, METRICS, POPULARITY, PRODUCTS, SIGNALS, USERS
 from ml_assets.item_item import ItemItemModel
 from ml_assets.judging import TARGETS, metric_table, segment_table
+from ml_assets.linear_models import KNN_WEIGHTINGS
 from ml_assets.lists import LIST_TABLES, make_lists
 from ml_assets.model_tables import (
     NEIGHBOURS,
@@ -32,11 +33,20 @@ from ml_assets.models import (
     fit_model,
 )
 from ml_assets.recommend import similar_products as nearest_products
-from ml_assets.signal_matrix import TooLittleDataError, build_signal_matrix
+from ml_assets.signal_matrix import CannotFitError, TooLittleDataError, build_signal_matrix
 from ml_assets.warehouse import MissingTableError, Warehouse, read_table
 
 # Models that can be kept while users' lists are made again; the baselines are for comparison.
-CF_MODELS = ("item_item", "als")
+CF_MODELS = (
+    "item_item",
+    "als",
+    "graph_filter",
+    "gf_cf",
+    "bspm",
+    "item_knn",
+    "rp3beta",
+    "ease",
+)
 
 # What lists are made from; None for all columns.
 LISTS_FROM: dict[str, list[str] | None] = {
@@ -56,8 +66,8 @@ class RecommenderSettings(dg.ConfigurableResource):
     """Every setting of the models and lists, in one place.
 
     Attributes:
-        cf_model: The collaborative model, `item_item` or `als`.
-        neighbours: Of item_item: products that follow from one.
+        cf_model: The collaborative model, one of `CF_MODELS`.
+        neighbours: Of all but als: products that follow from one.
         user_power: Of item_item: how much less a user with many products says about each.
         source_power: Of item_item: how much less a popular product says about taste.
         target_power: Of item_item: how much less a popular product is proposed.
@@ -66,8 +76,29 @@ class RecommenderSettings(dg.ConfigurableResource):
         factors: Of als: length of its user and item vectors.
         regularization: Of als: of the least squares; found on folds before the holdout, where 30
             beat implicit's default of 0.01 clearly.
+        regularization_power: Of als: how much more a user or product with much history is
+            regularised; above 0 a good `regularization` is far smaller.
         alpha: Of als: confidence per unit of weight.
         iterations: Of als: alternating passes over users and items.
+        filter_user_power: Of graph_filter: how much less a user with many products says about each.
+        filter_item_power: Of graph_filter: how much less a popular product counts in the graph.
+        filter_source_power: Of graph_filter: how much less a popular product says about taste.
+        filter_target_power: Of graph_filter: how much more a popular product is proposed.
+        filter_degree: Of graph_filter: steps through the graph, the degree of its polynomial.
+        filter_gamma: Of graph_filter: how sharp it is; the smaller, the more faint tastes count.
+        low_pass_factors: Of gf_cf and bspm: singular vectors of the low-pass filter.
+        low_pass_weight: Of gf_cf and bspm: what the low-pass filter counts beside one step.
+        sharpening: Of bspm: how long tastes are sharpened.
+        sharpening_steps: Of bspm: in how many steps.
+        knn_weighting: Of item_knn: `cosine`, `bm25` or `tfidf`.
+        walk_power: Of rp3beta: of the chances of each step.
+        walk_popularity_power: Of rp3beta: how much less a popular product is proposed.
+        ease_regularization: Of ease: the larger, the less rare coincidences count.
+        bpr_learning_rate: Of bpr.
+        bpr_regularization: Of bpr.
+        bpr_iterations: Of bpr: passes over the signals.
+        memory_megabytes: Most memory of one model while it is learned, beside the signals; one
+            that needs more is left out with a reason.
         content_neighbours: Products whose texts are most like one's, kept for each product.
         content_dimensions: Of als: length of the product vectors.
         w_cf: Weight of the collaborative score, normalised per user.
@@ -91,8 +122,27 @@ class RecommenderSettings(dg.ConfigurableResource):
     shrinkage: float = 5.0
     factors: int = 64
     regularization: float = 30.0
+    regularization_power: float = 0.0
     alpha: float = 1.0
     iterations: int = 15
+    filter_user_power: float = 0.1
+    filter_item_power: float = 0.45
+    filter_source_power: float = 0.1
+    filter_target_power: float = 0.3
+    filter_degree: int = 4
+    filter_gamma: float = 0.05
+    low_pass_factors: int = 256
+    low_pass_weight: float = 0.3
+    sharpening: float = 2.5
+    sharpening_steps: int = 1
+    knn_weighting: str = "tfidf"
+    walk_power: float = 0.7
+    walk_popularity_power: float = 0.3
+    ease_regularization: float = 250.0
+    bpr_learning_rate: float = 0.05
+    bpr_regularization: float = 0.01
+    bpr_iterations: int = 100
+    memory_megabytes: int = 4096
     content_neighbours: int = 50
     content_dimensions: int = 256
     w_cf: float = 0.7
@@ -147,6 +197,15 @@ class RecommenderSettings(dg.ConfigurableResource):
             "neighbours": self.neighbours < 1 and "must be at least 1",
             "content_neighbours": self.content_neighbours < 1 and "must be at least 1",
             "shrinkage": not self.shrinkage >= 0 and "must not be negative",
+            "filter_degree": not 1 <= self.filter_degree <= 12 and "must be from 1 to 12",
+            "filter_gamma": not self.filter_gamma > 0 and "must be above 0",
+            "low_pass_factors": self.low_pass_factors < 1 and "must be at least 1",
+            "sharpening_steps": self.sharpening_steps < 0 and "must not be negative",
+            "knn_weighting": self.knn_weighting not in KNN_WEIGHTINGS
+            and f"must be one of {', '.join(KNN_WEIGHTINGS)}",
+            "walk_power": not self.walk_power > 0 and "must be above 0",
+            "ease_regularization": not self.ease_regularization > 0 and "must be above 0",
+            "memory_megabytes": self.memory_megabytes < 1 and "must be at least 1",
             "users_per_part": self.users_per_part < 1 and "must be at least 1",
             "top_n": self.top_n < 1 and "must be at least 1",
             "candidates": self.candidates < self.top_n and f"must be at least top_n, {self.top_n}",
@@ -154,6 +213,7 @@ class RecommenderSettings(dg.ConfigurableResource):
             "content_dimensions": self.content_dimensions < 1 and "must be at least 1",
             "iterations": self.iterations < 1 and "must be at least 1",
             "regularization": not self.regularization >= 0 and "must not be negative",
+            "regularization_power": not self.regularization_power >= 0 and "must not be negative",
             "alpha": not self.alpha > 0 and "must be above 0",
             "w_cf": not self.w_cf >= 0 and "must not be negative",
             "w_content": (
@@ -221,7 +281,7 @@ def collaborative_model(
     model: Model | None = None
     try:
         model = fit_model(recommender.cf_model, matrix, settings=settings, seed=recommender.seed)
-    except TooLittleDataError as reason:
+    except CannotFitError as reason:
         context.log.warning(f"skipped: {reason}")
         metadata["skipped"] = str(reason)
     is_item_item = isinstance(model, ItemItemModel)

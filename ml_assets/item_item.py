@@ -14,9 +14,11 @@ import scipy.sparse as sp
 from numba import njit
 
 from ml_assets.bits import ONE, WORD, as_ordered, from_ordered, lowest_bit, which_are_above
-from ml_assets.threads import over_blocks, run_over_blocks
+from ml_assets.threads import Scratch, over_blocks, run_over_blocks
 
 NOTHING = -1
+# Stands for a sum of 0 that something was added to. No sum of weights comes near it.
+_CANCELLED = 2.0**-1022
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class ItemItemModel:
     Attributes:
         history: `(n_users, n_items)` float32, what each user touched and how much it counts; the
             scale of a row does not matter.
-        follows: `(n_items, n_items)` float32 > 0, row j: the products that follow from j.
+        follows: `(n_items, n_items)` float32, row j: the products that follow from j, or, where
+            negative, are spoken against by it.
         knows_user: `(n_users,)` bool, whether the model has an opinion about the user at all.
         knows_item: `(n_items,)` bool, likewise.
     """
@@ -116,6 +119,88 @@ def rows_of(index: np.ndarray, weight: np.ndarray, n_found: np.ndarray) -> sp.cs
     is_there = np.arange(width) < n_found[:, None]
     indptr = np.concatenate([[0], np.cumsum(n_found)]).astype(np.int32)
     return sp.csr_matrix((weight[is_there], index[is_there], indptr), shape=(n_items, n_items))
+
+
+Rows = Callable[[int, int, Scratch], np.ndarray]
+
+
+def largest_of_blocks(
+    rows: Rows[Scratch],
+    n_items: int,
+    *,
+    k: int,
+    rows_per_block: int,
+    scratch: Callable[[], Scratch],
+) -> sp.csr_matrix:
+    """The k entries of largest absolute value of each row of a square matrix that is never held.
+
+    Memory: `18 n_items min(k, n_items)` bytes and, for each thread, what `scratch` makes, the
+    rows of one block, and `8 n_items`.
+
+    Args:
+        rows: `rows(start, stop, own)` makes rows `start` to `stop` of the matrix,
+            `(stop - start, n_items)` float32, in memory of its own; a row must not depend on
+            the block it is in.
+        n_items: Rows and columns.
+        k: Most entries a row.
+        rows_per_block: Rows asked for at once.
+        scratch: Makes what `rows` gets as `own`, once a thread.
+
+    Returns:
+        `(n_items, n_items)` float32, indices sorted, the diagonal and what is 0 left out, ties
+        by the lower index.
+    """
+    width = min(k, n_items)
+    index = np.empty((n_items, width), dtype=np.int32)
+    weight = np.empty((n_items, width), dtype=np.float32)
+    n_found = np.zeros(n_items, dtype=np.int32)
+    items = np.arange(n_items, dtype=np.int32)
+
+    def work(start: int, stop: int, own: tuple[Scratch, tuple[np.ndarray, ...]]) -> None:
+        theirs, ours = own
+        _largest_of_block(start, rows(start, stop, theirs), items, *ours, index, weight, n_found)
+
+    for _ in over_blocks(
+        work,
+        n_items,
+        rows_per_block=rows_per_block,
+        scratch=lambda: (
+            scratch(),
+            (
+                np.empty(n_items + WORD, np.float32),
+                np.empty(2 * width + WORD, np.uint64),
+                np.zeros(n_items // WORD + 1, np.uint64),
+            ),
+        ),
+    ):
+        pass
+    return rows_of(index, weight, n_found)
+
+
+@njit(cache=True, nogil=True)
+def _largest_of_block(
+    start: int,
+    rows: np.ndarray,
+    items: np.ndarray,
+    values: np.ndarray,
+    candidates: np.ndarray,
+    chosen: np.ndarray,
+    index: np.ndarray,
+    weight: np.ndarray,
+    n_found: np.ndarray,
+) -> None:
+    k = index.shape[1]
+    n_items = rows.shape[1]
+    for row in range(len(rows)):
+        source = start + row
+        for item in range(n_items):
+            values[item] = abs(rows[row, item])
+        values[source] = 0
+        n = _largest_values(values, items, n_items, k, candidates)
+        _put_ascending(candidates, n, chosen, index[source])
+        for i in range(n):
+            weight[source, i] = rows[row, index[source, i]]
+        n_found[source] = n
 
 
 @njit(cache=True, nogil=True)
@@ -210,23 +295,32 @@ def _nearest(
             values[i] = total[item] * target_scale[item]
             total[item] = 0
         n = _largest_values(values, touched, n_touched, k, candidates)
-        # A bit for each chosen item, read in order: faster than sorting.
         for i in range(n):
             item = np.int64(_ITEM_BITS - (candidates[i] & _ITEM_BITS))
             total[item] = from_ordered(candidates[i] >> _HALF) * source_scale[source]
-            chosen[item >> 6] |= ONE << np.uint64(item & 63)
-        n_placed = 0
-        for word in range(len(chosen)):
-            bits = chosen[word]
-            chosen[word] = 0
-            while bits:
-                item = WORD * word + np.int64(lowest_bit(bits))
-                bits &= bits - ONE
-                index[source, n_placed] = item
-                weight[source, n_placed] = total[item]
-                total[item] = 0
-                n_placed += 1
+        _put_ascending(candidates, n, chosen, index[source])
+        for i in range(n):
+            item = index[source, i]
+            weight[source, i] = total[item]
+            total[item] = 0
         n_found[source] = n
+
+
+@njit(cache=True, nogil=True)
+def _put_ascending(candidates: np.ndarray, n: int, chosen: np.ndarray, items: np.ndarray) -> None:
+    """The items of the first n candidates in order, the row's last places left alone."""
+    # A bit for each chosen item, read in order: faster than sorting.
+    for i in range(n):
+        item = np.int64(_ITEM_BITS - (candidates[i] & _ITEM_BITS))
+        chosen[item >> 6] |= ONE << np.uint64(item & 63)
+    n_placed = 0
+    for word in range(len(chosen)):
+        bits = chosen[word]
+        chosen[word] = 0
+        while bits:
+            items[n_placed] = WORD * word + np.int64(lowest_bit(bits))
+            bits &= bits - ONE
+            n_placed += 1
 
 
 @njit(cache=True, nogil=True)
@@ -478,11 +572,45 @@ def _add_up(
             item = indices[place]
             gain = amount * np.float64(data[place])
             before = total[item]
+            after = before + gain
             # Without a branch: see _nearest.
             touched[n_touched] = item
-            n_touched += (before == 0) & (total_of_other[item] == 0) & (gain > 0)
-            total[item] = before + gain
+            n_touched += (before == 0) & (total_of_other[item] == 0)
+            # What cancels out would look as if it was never touched, and be noted again.
+            total[item] = after if after != 0 else _CANCELLED
     return n_touched
+
+
+@njit(cache=True, nogil=True)
+def _gather(
+    touched: np.ndarray,
+    n_touched: int,
+    total_one: np.ndarray,
+    total_two: np.ndarray,
+    one: np.ndarray,
+    two: np.ndarray,
+    both: bool,
+) -> int:
+    """The sums of what was touched side by side, without what came to 0; totals are cleared."""
+    n = 0
+    if not both:
+        for i in range(n_touched):
+            item = touched[i]
+            a = total_one[item]
+            total_one[item] = 0.0
+            touched[n] = item
+            one[n] = a
+            n += abs(a) > _CANCELLED
+        return n
+    for i in range(n_touched):
+        item = touched[i]
+        a, b = total_one[item], total_two[item]
+        total_one[item] = total_two[item] = 0.0
+        touched[n] = item
+        one[n] = a
+        two[n] = b
+        n += (abs(a) > _CANCELLED) | (abs(b) > _CANCELLED)
+    return n
 
 
 @njit(cache=True, nogil=True)
@@ -587,14 +715,7 @@ def _best(
                 n_touched,
             )
         # Side by side from here on: an item's sums are looked up in the large arrays once.
-        for i in range(n_touched):
-            item = touched[i]
-            one[i] = total_one[item]
-            total_one[item] = 0.0
-        for i in range(n_touched if n_two else 0):
-            item = touched[i]
-            two[i] = total_two[item]
-            total_two[item] = 0.0
+        n_touched = _gather(touched, n_touched, total_one, total_two, one, two, n_two > 0)
         mean_one, inverse_one = _inverse_deviation(one, n_touched, n_one)
         mean_two, inverse_two = _inverse_deviation(two, n_touched, n_two)
         inverse_deviation[0, user] = inverse_one

@@ -6,11 +6,11 @@ import pyarrow as pa
 import scipy.sparse as sp
 
 from ml_assets.item_item import NOTHING
+from ml_assets.learning import history_of
 from ml_assets.models import (
     FactorModel,
     ItemItemModel,
     content_by_history,
-    history_of,
     rows_with_values,
     user_profiles,
 )
@@ -183,9 +183,11 @@ def likeness_of(
     if items is not None:
         likeness.append((_alike_by_factors(items, k=k, block_bytes=block_bytes), w_cf))
     elif learned is not None:
-        largest = learned[0].max(axis=1).toarray().ravel()
+        # What is spoken against is not alike.
+        follows = learned[0].maximum(0)
+        largest = follows.max(axis=1).toarray().ravel()
         inverse = np.divide(1, largest, out=np.zeros_like(largest), where=largest > 0)
-        likeness.append((sp.csr_matrix(sp.diags_array(inverse) @ learned[0]), w_cf))
+        likeness.append((sp.csr_matrix(sp.diags_array(inverse) @ follows), w_cf))
     alike = neighbours_of(content_neighbours, product_ids)
     if alike is not None:
         # Kept by the product that follows; here it is the one asked about.

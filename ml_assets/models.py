@@ -14,8 +14,19 @@ import numpy as np
 import scipy.sparse as sp
 from threadpoolctl import threadpool_limits
 
+from ml_assets.graph_filters import fit_bspm, fit_gf_cf, fit_graph_filter
 from ml_assets.item_item import ItemItemModel, largest_products
-from ml_assets.signal_matrix import SignalMatrix, TooLittleDataError
+from ml_assets.learning import (
+    by_history,
+    history_of,
+    power,
+    require_memory,
+    require_memory_of_neighbours,
+    require_two,
+    taste_of,
+)
+from ml_assets.linear_models import fit_ease, fit_item_knn, fit_rp3beta
+from ml_assets.signal_matrix import SignalMatrix
 
 
 @dataclass(frozen=True)
@@ -47,26 +58,41 @@ def fit_als(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) ->
     """Implicit-feedback matrix factorisation, with user factors solved once more at the end.
 
     After Hu, Koren & Volinsky, "Collaborative Filtering for Implicit Feedback Datasets" (ICDM
-    2008), by the `implicit` library: a user's confidence in a product is 1 + alpha x weight.
+    2008), by the `implicit` library: a user's confidence in a product they touched is alpha x
+    weight, in any other 1.
     Item factors are learned from the weights of today; see `als_user_factors` for the users.
+
+    With `regularization_power` p above 0 the regularisation of a user grows with what they
+    touched, n products of m, as `regularization x (n + m / alpha)^p`, and likewise that of a
+    product: after Rendle et al., "Revisiting the Performance of iALS on Item Recommendation
+    Benchmarks" (RecSys 2022), whose weight of what was not touched is 1 / alpha.
+
+    Memory: 8 bytes x factors x (users + products), beside two copies of the signals.
 
     Args:
         signals: Rows without signals stay without an opinion.
-        settings: `factors`, `regularization`, `alpha`, `iterations`.
+        settings: `factors`, `regularization`, `regularization_power`, `alpha`, `iterations`,
+            `memory_megabytes`.
         seed: Fixes the initial factors, so equal input gives equal output.
 
     Raises:
         TooLittleDataError: below two users or two products to learn from.
+        TooMuchMemoryError: if it would need more than `memory_megabytes`.
     """
     training = signals.training
-    _require_two("ALS", training)
-    # implicit runs its own threads over rows; BLAS threads below them only get in the way.
-    with threadpool_limits(1, "blas"):
-        als = _als(settings, seed)
-        als.fit(training, show_progress=False)
+    require_two("ALS", training)
+    _require_memory_of_factors("ALS", training, settings)
+    if settings["regularization_power"]:
+        item_factors = _scaled_item_factors(training, settings, seed)
+    else:
+        # implicit runs its own threads over rows; BLAS threads below them only get in the way.
+        with threadpool_limits(1, "blas"):
+            als = _als(settings, seed)
+            als.fit(training, show_progress=False)
+        item_factors = als.item_factors
     return FactorModel(
-        user_factors=als_user_factors(als.item_factors, signals.history, settings=settings),
-        item_factors=als.item_factors,
+        user_factors=als_user_factors(item_factors, signals.history, settings=settings),
+        item_factors=item_factors,
         knows_user=np.diff(signals.history.indptr) > 0,
         knows_item=np.bincount(training.indices, minlength=training.shape[1]).astype(bool),
     )
@@ -84,7 +110,7 @@ def als_user_factors(
     Args:
         item_factors: `(n_items, f)` float32.
         history: `(n_users, n_items)` float32.
-        settings: `regularization`, `alpha`.
+        settings: `regularization`, `regularization_power`, `alpha`.
 
     Returns:
         `(n_users, f)` float32, zeros for a user without history.
@@ -92,8 +118,40 @@ def als_user_factors(
     with threadpool_limits(1, "blas"):
         als = _als({**settings, "factors": item_factors.shape[1], "iterations": 1}, seed=0)
         als.item_factors = item_factors
-        users = als.recalculate_user(np.arange(history.shape[0]), history)
-    return np.where(np.diff(history.indptr)[:, None] > 0, users, np.float32(0))
+        n_touched = np.diff(history.indptr)
+        if not settings["regularization_power"]:
+            users = als.recalculate_user(np.arange(history.shape[0]), history)
+            return np.where(n_touched[:, None] > 0, users, np.float32(0))
+        # Products that nothing is known of do not count, so that new ones change nobody's vector.
+        n_known = int(item_factors.any(axis=1).sum())
+        users = np.zeros((history.shape[0], item_factors.shape[1]), np.float32)
+        # All who touched as many have the same regularisation.
+        order = np.argsort(n_touched, kind="stable")
+        ends = np.flatnonzero(np.diff(n_touched[order], append=-1)) + 1
+        for rows in np.split(order, ends[:-1]):
+            n = int(n_touched[rows[0]]) if len(rows) else 0
+            if n:
+                als.regularization = (
+                    settings["regularization"]
+                    * (n + n_known / settings["alpha"]) ** settings["regularization_power"]
+                )
+                users[rows] = als.recalculate_user(np.arange(len(rows)), history[rows])
+    return users
+
+
+def _scaled_item_factors(
+    training: sp.csr_matrix, settings: Mapping[str, Any], seed: int
+) -> np.ndarray:
+    """Item factors by alternating exact solutions; rows of the transpose are solved alike."""
+    by_item = sp.csr_matrix(training.T)
+    is_known = np.diff(by_item.indptr) > 0
+    rng = np.random.default_rng(seed)
+    items = rng.random((training.shape[1], settings["factors"]), dtype=np.float32) * 0.01
+    items[~is_known] = 0
+    for _ in range(settings["iterations"]):
+        users = als_user_factors(items, training, settings=settings)
+        items = als_user_factors(users, by_item, settings=settings)
+    return items
 
 
 def _als(settings: Mapping[str, Any], seed: int) -> Any:
@@ -107,15 +165,6 @@ def _als(settings: Mapping[str, Any], seed: int) -> Any:
         iterations=settings["iterations"],
         random_state=seed,
     )
-
-
-def _require_two(name: str, training: sp.csr_matrix) -> None:
-    n_users = int((np.diff(training.indptr) > 0).sum())
-    n_items = len(np.unique(training.indices))
-    if n_users < 2 or n_items < 2:
-        raise TooLittleDataError(
-            f"{name} needs two users and two products with signals, and got {n_users} and {n_items}"
-        )
 
 
 def fit_item_item(
@@ -133,60 +182,115 @@ def fit_item_item(
     GF-CF (Shen et al., CIKM 2021) and Turbo-CF (Park et al., SIGIR 2024); p = 1, q + r = 1 are
     random walks.
 
-    Memory: 8 bytes x neighbours x products, beside the signals.
+    Memory: 18 bytes x neighbours x products, beside the signals.
 
     Args:
         signals: Rows without signals stay without an opinion.
-        settings: `neighbours`, `user_power` p, `source_power` q, `target_power` r, `shrinkage` s.
+        settings: `neighbours`, `user_power` p, `source_power` q, `target_power` r, `shrinkage` s,
+            `memory_megabytes`.
         seed: Unused; nothing is random.
 
     Raises:
         TooLittleDataError: below two users or two products to learn from.
     """
-    today, history = signals.training, signals.training_history
-    _require_two("The item-item model", today)
-    sources = _square_root(history)
-    mean_entry = float(sources.data.mean(dtype=np.float64))
-    user_degree, item_degree = (
-        np.asarray(sources.sum(axis=axis, dtype=np.float64)).ravel() for axis in (1, 0)
-    )
-    before, now = (
-        np.asarray(matrix.sum(axis=0, dtype=np.float64)).ravel() for matrix in (history, today)
-    )
-    is_known = item_degree > 0
-    left_today = np.divide(now, before, out=np.zeros_like(now), where=is_known)
-    shrunk_degree = item_degree / mean_entry + settings["shrinkage"]
-    by_user = sp.diags_array(_power(user_degree, -settings["user_power"]).astype(np.float32))
+    taste = taste_of("The item-item model", signals)
+    require_memory_of_neighbours("The item-item model", taste.matrix.shape[1], settings)
+    mean_entry = float(taste.matrix.data.mean(dtype=np.float64))
+    shrunk_degree = (taste.item_degree / mean_entry + settings["shrinkage"]) * taste.is_known
+    by_user = sp.diags_array(power(taste.user_degree, -settings["user_power"]).astype(np.float32))
     follows = largest_products(
-        sp.csr_matrix(by_user @ sources),
-        today,
-        source_scale=_power(shrunk_degree * is_known, -settings["source_power"]).astype(np.float32),
-        target_scale=(
-            _power(shrunk_degree * is_known, -settings["target_power"]) * left_today
-        ).astype(np.float32),
+        sp.csr_matrix(by_user @ taste.matrix),
+        signals.training,
+        source_scale=power(shrunk_degree, -settings["source_power"]).astype(np.float32),
+        target_scale=(power(shrunk_degree, -settings["target_power"]) * taste.left_today).astype(
+            np.float32
+        ),
         k=settings["neighbours"],
     )
-    return ItemItemModel(
-        history=history_of(signals),
-        follows=follows,
-        knows_user=np.diff(signals.history.indptr) > 0,
-        knows_item=is_known,
+    return by_history(signals, taste, follows)
+
+
+def _require_memory_of_factors(
+    name: str, training: sp.csr_matrix, settings: Mapping[str, Any]
+) -> None:
+    n_bytes = 8 * settings["factors"] * sum(training.shape)
+    require_memory(name, n_bytes, settings, advice="take fewer factors")
+
+
+def fit_bpr(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) -> FactorModel:
+    """Factors that rank what a user touched above what they did not, by sampled pairs: BPR.
+
+    After Rendle et al., "BPR: Bayesian Personalized Ranking from Implicit Feedback" (UAI 2009),
+    by the `implicit` library. Learned from which products are in `training`, whatever their
+    weight. On one core, since with more threads the order of the steps, and so the factors, would
+    be chance. Users who are not trained on have no vector: for comparisons, not for the line.
+
+    Memory: 8 bytes x factors x (users + products), beside two copies of the signals.
+
+    Args:
+        signals: Rows without signals stay without an opinion.
+        settings: `factors`, `bpr_learning_rate`, `bpr_regularization`, `bpr_iterations`,
+            `memory_megabytes`.
+        seed: Of the initial factors and the pairs.
+
+    Raises:
+        TooLittleDataError: below two users or two products to learn from.
+        TooMuchMemoryError: if it would need more than `memory_megabytes`.
+    """
+    # Imported here: implicit takes seconds to import, and most processes never train.
+    from implicit.cpu.bpr import BayesianPersonalizedRanking
+
+    training = signals.training
+    require_two("BPR", training)
+    _require_memory_of_factors("BPR", training, settings)
+    bpr = BayesianPersonalizedRanking(
+        factors=settings["factors"],
+        learning_rate=settings["bpr_learning_rate"],
+        regularization=settings["bpr_regularization"],
+        iterations=settings["bpr_iterations"],
+        num_threads=1,
+        random_state=seed,
+    )
+    bpr.fit(training, show_progress=False)
+    knows_user = np.diff(training.indptr) > 0
+    knows_item = np.bincount(training.indices, minlength=training.shape[1]).astype(bool)
+    return FactorModel(
+        user_factors=np.where(knows_user[:, None], bpr.user_factors, np.float32(0)),
+        item_factors=np.where(knows_item[:, None], bpr.item_factors, np.float32(0)),
+        knows_user=knows_user,
+        knows_item=knows_item,
     )
 
 
-def history_of(signals: SignalMatrix) -> sp.csr_matrix:
-    """What item-item models score from: `(n_users, n_items)` float32."""
-    return _square_root(signals.history)
+def fit_trending(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) -> FactorModel:
+    """The same opinion for every user: what is popular today and was less so before.
+
+    A product's score is the sum of its `training` weights times the share these are of its
+    `training_history`, which is small for what has gone out of season.
+    """
+    now, before = (
+        np.asarray(each.sum(axis=0, dtype=np.float64)).ravel()
+        for each in (signals.training, signals.training_history)
+    )
+    popularity = np.divide(now * now, before, out=np.zeros_like(now), where=before > 0)
+    return fit_popularity(signals, settings={"popularity": popularity}, seed=seed)
 
 
-def _square_root(matrix: sp.csr_matrix) -> sp.csr_matrix:
-    # Ten purchases say more than one, but not ten times as much.
-    return sp.csr_matrix((np.sqrt(matrix.data), matrix.indices, matrix.indptr), shape=matrix.shape)
+def fit_repeat(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) -> ItemItemModel:
+    """What the user had before, by how often and how recently: every product leads to itself.
 
-
-def _power(numbers: np.ndarray, exponent: float) -> np.ndarray:
-    """0 stays 0, whatever the exponent."""
-    return np.power(numbers, exponent, out=np.zeros_like(numbers), where=numbers > 0)
+    The baseline of repeat purchases, after Anderson et al., "The Dynamics of Repeat Consumption"
+    (WWW 2014): a weight sums up purchases that fade with a half-life. Scores are square roots of
+    `history`. Useful only where what a user has is not excluded.
+    """
+    n_items = signals.history.shape[1]
+    knows_item = np.bincount(signals.history.indices, minlength=n_items).astype(bool)
+    return ItemItemModel(
+        history=history_of(signals),
+        follows=sp.csr_matrix(sp.diags_array(knows_item.astype(np.float32))),
+        knows_user=np.diff(signals.history.indptr) > 0,
+        knows_item=knows_item,
+    )
 
 
 def fit_popularity(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) -> FactorModel:
@@ -243,7 +347,16 @@ def rows_with_values(vectors: np.ndarray) -> np.ndarray:
 
 MODELS: dict[str, Fit] = {
     "als": fit_als,
+    "bpr": fit_bpr,
+    "bspm": fit_bspm,
+    "ease": fit_ease,
+    "gf_cf": fit_gf_cf,
+    "graph_filter": fit_graph_filter,
     "item_item": fit_item_item,
+    "item_knn": fit_item_knn,
+    "repeat": fit_repeat,
+    "rp3beta": fit_rp3beta,
+    "trending": fit_trending,
     "popularity": fit_popularity,
 }
 

@@ -9,8 +9,12 @@ import scipy.sparse as sp
 LOOKED_AT, PUT_IN_CART, BOUGHT = 0, 1, 2
 
 
-class TooLittleDataError(ValueError):
+class CannotFitError(ValueError):
     """A model cannot be fitted; the message says what it needs and what it got."""
+
+
+class TooLittleDataError(CannotFitError):
+    """There is nothing to learn from."""
 
 
 @dataclass(frozen=True)

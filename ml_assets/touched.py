@@ -208,7 +208,7 @@ def _is_reached(matrix: SignalMatrix, hybrid: Hybrid, came: pl.Series) -> np.nda
         return reached
     for model, _ in hybrid.models:
         if isinstance(model, ItemItemModel):
-            leads_there = (model.follows @ places.astype(np.float32)) > 0
+            leads_there = (abs(model.follows) @ places.astype(np.float32)) > 0
             reached |= (matrix.touched @ leads_there.astype(np.float32)) > 0
         elif (places & model.knows_item).any():
             # An inner product is never without an opinion.

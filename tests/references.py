@@ -72,6 +72,15 @@ def largest_positive(dense, k):
     return np.maximum(kept, 0)
 
 
+def largest_absolute(dense, k):
+    """The k entries of largest absolute value of each row, ties by the lower index; else 0."""
+    kept = np.zeros_like(dense)
+    for row, values in enumerate(dense):
+        order = np.lexsort((np.arange(len(values)), -np.abs(values)))[:k]
+        kept[row, order] = values[order]
+    return kept
+
+
 def history_scores(model):
     """`history @ follows` in double precision, zeros for users the model does not know."""
     raw = model.history.toarray().astype(float) @ model.follows.toarray().astype(float)
@@ -88,7 +97,7 @@ def scores_by_history(models):
     raw = [history_scores(model) for model, _ in models]
     z = [standardised(scores, model) for scores, (model, _) in zip(raw, models, strict=True)]
     total = sum(weight * np.nan_to_num(part) for part, (_, weight) in zip(z, models, strict=True))
-    arrives = np.any([scores > 0 for scores in raw], axis=0)
+    arrives = np.any([scores != 0 for scores in raw], axis=0)
     return np.where(arrives, total, -np.inf), z
 
 

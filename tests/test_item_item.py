@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from references import (
     full_sort,
     history_scores,
+    largest_absolute,
     largest_positive,
     largest_share,
     nearest_dense,
@@ -23,8 +24,10 @@ from ml_assets.item_item import (
     ItemItemModel,
     because_by_history,
     best_by_history,
+    largest_of_blocks,
     largest_of_rows,
     largest_products,
+    z_of_pairs,
 )
 
 
@@ -107,6 +110,35 @@ def test_a_product_does_not_follow_from_itself():
     assert nearest.toarray().tolist() == [[0, 2, 0], [2, 0, 0], [1, 0, 0]]
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 100_000),
+    n_items=st.integers(1, 80),
+    k=st.integers(1, 90),
+    rows_per_block=st.integers(1, 30),
+    n_threads=st.integers(1, 2),
+)
+def test_rows_made_in_blocks_keep_their_largest_entries_of_either_sign(
+    seed, n_items, k, rows_per_block, n_threads
+):
+    rng = np.random.default_rng(seed)
+    dense = rng.integers(-3, 4, (n_items, n_items)).astype(np.float32)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threads, "n_threads", lambda: n_threads)
+        kept = largest_of_blocks(
+            lambda start, stop, _: dense[start:stop].copy(),
+            n_items,
+            k=k,
+            rows_per_block=rows_per_block,
+            scratch=lambda: None,
+        )
+
+    np.fill_diagonal(dense, 0)
+    assert (kept.toarray() == largest_absolute(dense, k)).all()
+    assert kept.has_sorted_indices and (kept.data != 0).all()
+
+
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 100_000), n_columns=st.integers(1, 15), k=st.integers(1, 17))
 def test_the_largest_entries_of_a_row_come_in_order_ties_by_the_lower_column(seed, n_columns, k):
@@ -122,11 +154,14 @@ def test_the_largest_entries_of_a_row_come_in_order_ties_by_the_lower_column(see
     assert (value == np.where(expected == NOTHING, 0, dense[np.arange(6)[:, None], expected])).all()
 
 
-def drawn_model(rng, history, *, highest=3):
+def drawn_model(rng, history, *, is_signed=False):
     """A model over the users and items of a history, which knows some of each."""
     n_users, n_items = history.shape
     knows_item = rng.random(n_items) < 0.8
-    follows = whole_numbers(rng, (n_items, n_items), highest=highest).toarray()
+    follows = whole_numbers(rng, (n_items, n_items)).toarray()
+    if is_signed:
+        # Sums of few small numbers of either sign often come to 0, at the end or on the way.
+        follows *= rng.choice([-1, 1], follows.shape)
     return ItemItemModel(
         history=history,
         follows=sparse(follows * knows_item),
@@ -151,14 +186,17 @@ sizes = {
     "n_users": st.integers(0, 8),
     "n_items": st.integers(1, 20),
     "k": st.integers(1, 22),
+    "is_signed": st.booleans(),
 }
 
 
 @settings(max_examples=60, deadline=None)
 @given(**sizes)
-def test_the_best_by_one_model_equal_a_full_sort_ties_included(seed, n_users, n_items, k):
+def test_the_best_by_one_model_equal_a_full_sort_ties_included(
+    seed, n_users, n_items, k, is_signed
+):
     rng = np.random.default_rng(seed)
-    model = drawn_model(rng, whole_numbers(rng, (n_users, n_items)))
+    model = drawn_model(rng, whole_numbers(rng, (n_users, n_items)), is_signed=is_signed)
     exclude = random_csr_pattern(rng, (n_users, n_items), 0.2)
     eligible = rng.random(n_items) < 0.8
 
@@ -176,10 +214,12 @@ def test_the_best_by_one_model_equal_a_full_sort_ties_included(seed, n_users, n_
 
 @settings(max_examples=80, deadline=None)
 @given(**sizes, w=st.sampled_from([(0.7, 0.3), (1.0, 0.0), (0.0, 1.0), (0.5, 2.0)]))
-def test_the_best_by_two_models_have_the_largest_sums_of_z_scores(seed, n_users, n_items, k, w):
+def test_the_best_by_two_models_have_the_largest_sums_of_z_scores(
+    seed, n_users, n_items, k, is_signed, w
+):
     rng = np.random.default_rng(seed)
     history = whole_numbers(rng, (n_users, n_items))
-    models = [(drawn_model(rng, history), weight) for weight in w]
+    models = [(drawn_model(rng, history, is_signed=is_signed), weight) for weight in w]
     exclude = random_csr_pattern(rng, (n_users, n_items), 0.2)
     eligible = rng.random(n_items) < 0.8
 
@@ -205,11 +245,11 @@ def test_the_best_by_two_models_have_the_largest_sums_of_z_scores(seed, n_users,
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 100_000), n_threads=st.integers(1, 2))
-def test_a_users_list_depends_on_no_one_elses_bit_for_bit(seed, n_threads):
+@given(seed=st.integers(0, 100_000), n_threads=st.integers(1, 2), is_signed=st.booleans())
+def test_a_users_list_depends_on_no_one_elses_bit_for_bit(seed, n_threads, is_signed):
     rng = np.random.default_rng(seed)
     history = sparse(rng.exponential(size=(12, 15)) * (rng.random((12, 15)) < 0.3))
-    models = [(drawn_model(rng, history), weight) for weight in (0.7, 0.3)]
+    models = [(drawn_model(rng, history, is_signed=is_signed), weight) for weight in (0.7, 0.3)]
     exclude = random_csr_pattern(rng, (12, 15), 0.2)
     some = rng.permutation(12)[:5]
 
@@ -277,6 +317,34 @@ def test_a_weight_of_zero_is_as_good_as_no_entry():
     assert lists.score[0, 0] == expected.score[0, 0]
 
 
+def test_what_cancels_out_on_the_way_is_proposed_once_and_what_comes_to_nothing_never():
+    model = ItemItemModel(
+        history=sparse([[1, 1, 1, 0, 0, 0]]),
+        follows=sparse(
+            [[0, 0, 0, 1, 1, 1], [0, 0, 0, -1, -1, 0], [0, 0, 0, 2, 0, -3], *[[0] * 6] * 3]
+        ),
+        knows_user=np.ones(1, bool),
+        knows_item=np.ones(6, bool),
+    )
+
+    # 3 gets 1 - 1 + 2, 4 gets 1 - 1, and 5 gets 1 - 3: spoken against, but better than nothing.
+    assert best_of([(model, 1.0)], k=4).items.tolist() == [[3, 5, NOTHING, NOTHING]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 100_000), n_items=st.integers(1, 15), is_signed=st.booleans())
+def test_given_pairs_get_the_scores_they_have_in_lists(seed, n_items, is_signed):
+    rng = np.random.default_rng(seed)
+    model = drawn_model(rng, whole_numbers(rng, (6, n_items)), is_signed=is_signed)
+    pairs = rng.integers(NOTHING, n_items, (6, 4)).astype(np.int32)
+
+    z = z_of_pairs(model, pairs)
+
+    (expected,) = scores_by_history([(model, 1.0)])[1]
+    expected = np.where(pairs == NOTHING, np.nan, expected[np.arange(6)[:, None], pairs])
+    np.testing.assert_allclose(z, expected, atol=1e-9)
+
+
 def test_three_models_are_refused():
     model = drawn_model(np.random.default_rng(0), sparse([[1.0]]))
 
@@ -288,12 +356,15 @@ def test_three_models_are_refused():
 @given(
     seed=st.integers(0, 100_000),
     n_items=st.integers(1, 15),
+    is_signed=st.booleans(),
     w=st.sampled_from([(1.0,), (0.7, 0.3), (1.0, 0.0)]),
 )
-def test_the_reason_is_the_product_of_the_history_with_the_largest_share(seed, n_items, w):
+def test_the_reason_is_the_product_of_the_history_with_the_largest_share(
+    seed, n_items, is_signed, w
+):
     rng = np.random.default_rng(seed)
     history = whole_numbers(rng, (6, n_items))
-    models = [(drawn_model(rng, history), weight) for weight in w]
+    models = [(drawn_model(rng, history, is_signed=is_signed), weight) for weight in w]
     inverse_deviation = rng.choice([0, 0.5, 1, 3], (len(w), 6))
     chosen = np.array(
         [rng.permutation(np.r_[np.arange(n_items), NOTHING, NOTHING])[:4] for _ in range(6)]

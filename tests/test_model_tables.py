@@ -186,7 +186,7 @@ def test_item_item_from_its_tables_is_item_item_as_it_was_fitted():
     assert (hybrid.cf.knows_item == fitted.knows_item).all()
 
 
-@pytest.mark.parametrize("cf_model", ["als", "item_item"])
+@pytest.mark.parametrize("cf_model", ["als", "item_item", "graph_filter"])
 def test_without_texts_there_is_no_content_model(cf_model):
     nothing = pl.DataFrame(schema={"product_id": pl.String, "vector": pl.Array(pl.Float32, 1)})
 

@@ -10,9 +10,10 @@ from frames_for_tests import SETTINGS, checkerboard, signals_of
 from polars.testing import assert_series_equal
 from references import history_scores, inner_products
 
-from ml_assets import content
+from ml_assets import content, models
 from ml_assets.content import product_vectors, text_neighbours, tfidf
 from ml_assets.item_item import ItemItemModel
+from ml_assets.learning import TooMuchMemoryError
 from ml_assets.models import (
     MODELS,
     als_user_factors,
@@ -43,7 +44,10 @@ def fit(name, matrix, seed=0):
     return fit_model(name, matrix, settings=settings, seed=seed)
 
 
-LEARNERS = ["als", "item_item"]
+BASELINES = ["popularity", "repeat", "trending"]
+LEARNERS = [name for name in MODELS if name not in BASELINES]
+# BPR has a vector only for those it was trained on.
+SCORE_ANYONE = [name for name in LEARNERS if name != "bpr"]
 
 
 def scores_of(model):
@@ -111,7 +115,7 @@ def test_a_model_has_no_opinion_about_users_and_products_it_never_saw(name):
     assert matrix.product_ids.filter(~pl.Series(model.knows_item)).to_list() == ["new"]
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", SCORE_ANYONE)
 def test_a_model_does_not_learn_from_an_outlier_but_scores_them(name):
     signals = signals_of(checkerboard(12)).with_columns(is_training=pl.col("user_id") != "000")
     ids = {"user_ids": signals["user_id"], "product_ids": signals["product_id"]}
@@ -121,7 +125,7 @@ def test_a_model_does_not_learn_from_an_outlier_but_scores_them(name):
     with_more = fit(name, build_signal_matrix(pl.concat([signals, more]), **ids))
 
     assert with_outlier.knows_user.all() and scores_of(with_outlier)[0].any()
-    learned = "follows" if name == "item_item" else "item_factors"
+    learned = "follows" if isinstance(with_more, ItemItemModel) else "item_factors"
     assert (getattr(with_outlier, learned) != getattr(with_more, learned)).sum() == 0
 
 
@@ -134,7 +138,7 @@ def test_a_model_says_what_it_lacks_when_there_is_one_user_or_one_product(name, 
         fit(name, matrix_of(pairs, users=["u"], products=["p"]))
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", SCORE_ANYONE)
 def test_what_a_user_is_scored_from_stays_as_it_is_while_only_time_passes(name):
     signals = signals_of(checkerboard(8), weight=2.0)
     ids = {"user_ids": signals["user_id"], "product_ids": signals["product_id"]}
@@ -142,7 +146,7 @@ def test_what_a_user_is_scored_from_stays_as_it_is_while_only_time_passes(name):
     today = fit(name, build_signal_matrix(signals, **ids))
     tomorrow = build_signal_matrix(signals.with_columns(pl.col("weight") / 2), **ids)
 
-    if name == "item_item":
+    if isinstance(today, ItemItemModel):
         assert (fit(name, tomorrow).history != today.history).nnz == 0
     else:
         kept = als_user_factors(today.item_factors, tomorrow.history, settings=SETTINGS)
@@ -167,6 +171,120 @@ def test_an_als_user_without_history_has_no_vector():
     vectors = als_user_factors(items, sp.csr_matrix((1, 2), dtype=np.float32), settings=SETTINGS)
 
     assert vectors.tolist() == [[0, 0, 0]]
+
+
+SCALED = {"regularization": 0.3, "regularization_power": 0.7, "alpha": 5.0, "factors": 4}
+
+
+def least_squares_by_hand(vectors, confidence, n_known):
+    """Each row's exact vector: what it touched counts alpha x weight, all else 1."""
+    solved = np.zeros((len(confidence), vectors.shape[1]))
+    for row, weights in enumerate(confidence * SCALED["alpha"]):
+        n = (weights > 0).sum()
+        if n:
+            penalty = SCALED["regularization"] * (n + n_known / SCALED["alpha"]) ** 0.7
+            counts = np.where(weights > 0, weights, 1)
+            left = (vectors.T * counts) @ vectors + penalty * np.eye(vectors.shape[1])
+            solved[row] = np.linalg.solve(left, vectors.T @ weights)
+    return solved
+
+
+def test_the_regularisation_of_als_can_grow_with_what_a_user_touched():
+    rng = np.random.default_rng(0)
+    items = rng.standard_normal((30, 4)).astype(np.float32)
+    items[-2:] = 0
+    history = sp.csr_matrix(sp.random_array((20, 30), density=0.2, rng=rng, dtype=np.float32))
+    history = sp.csr_matrix(history @ sp.diags_array(items.any(axis=1).astype(np.float32)))
+    history.eliminate_zeros()
+
+    users = als_user_factors(items, history, settings=SCALED)
+
+    expected = least_squares_by_hand(items.astype(float), history.toarray().astype(float), 28)
+    np.testing.assert_allclose(users, expected, rtol=1e-3, atol=1e-4)
+    # A product that came since changes no vector.
+    more = sp.hstack([history, sp.csr_matrix((20, 1), dtype=np.float32)], format="csr")
+    with_more = als_user_factors(np.vstack([items, items[-1:]]), more, settings=SCALED)
+    assert (with_more == users).all()
+
+
+def test_als_with_growing_regularisation_minimises_what_it_should():
+    matrix = matrix_of(checkerboard(10), users=["cold"], products=["new"])
+    settings = {**SETTINGS, **SCALED, "iterations": 60}
+
+    model = fit_model("als", matrix, settings=settings, seed=0)
+
+    # Where alternating ends, users are the solution for the items and items that for the users.
+    weights = matrix.weights.toarray().astype(float)
+    users, items = model.user_factors.astype(float), model.item_factors.astype(float)
+    np.testing.assert_allclose(users, least_squares_by_hand(items, weights, 10), atol=1e-3)
+    np.testing.assert_allclose(items, least_squares_by_hand(users, weights.T, 10), atol=1e-3)
+    assert users.any() and not users[-1].any() and not items[-1].any()
+
+
+def test_als_with_growing_regularisation_is_the_same_on_any_number_of_threads(monkeypatch):
+    matrix = matrix_of(checkerboard(12))
+    make, found = models._als, []
+
+    for n_threads in (1, 2):
+
+        def als(settings, seed, n_threads=n_threads):
+            made = make(settings, seed)
+            made.num_threads = n_threads
+            return made
+
+        monkeypatch.setattr(models, "_als", als)
+        found.append(fit_model("als", matrix, settings={**SETTINGS, **SCALED}, seed=0))
+
+    assert (found[0].item_factors == found[1].item_factors).all()
+    assert (found[0].user_factors == found[1].user_factors).all()
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_model_that_needs_more_memory_than_it_may_have_is_refused(name):
+    with pytest.raises(TooMuchMemoryError, match="MB and memory_megabytes allows 0: "):
+        fit_model(
+            name, matrix_of(checkerboard(6)), settings={**SETTINGS, "memory_megabytes": 0}, seed=0
+        )
+
+
+def test_bpr_has_no_opinion_about_those_it_is_not_trained_on():
+    signals = signals_of(checkerboard(12)).with_columns(is_training=pl.col("user_id") != "000")
+    matrix = build_signal_matrix(
+        signals, user_ids=signals["user_id"], product_ids=signals["product_id"]
+    )
+
+    model = fit("bpr", matrix)
+
+    assert model.knows_user.tolist() == [False] + [True] * 11
+    assert not model.user_factors[0].any()
+
+
+def test_trending_is_what_is_popular_today_and_was_less_so_before():
+    signals = signals_of([("u", "old"), ("v", "old"), ("w", "old"), ("w", "new")]).with_columns(
+        weight=pl.Series([0.5, 0.5, 0.5, 1.0]), relative_weight=1.0
+    )
+    matrix = build_signal_matrix(
+        signals, user_ids=signals["user_id"], product_ids=signals["product_id"]
+    )
+
+    model = fit("trending", matrix)
+
+    # 1.5 of today, half of what there was, against 1 of today, all of what there was.
+    assert dict(zip(matrix.product_ids, model.item_factors[:, 0].tolist(), strict=True)) == {
+        "old": 1.5 * 1.5 / 3,
+        "new": 1.0,
+    }
+
+
+def test_repeating_proposes_what_a_user_had_most():
+    signals = signals_of([("u", "a"), ("u", "b"), ("v", "c")]).with_columns(
+        relative_weight=pl.Series([1.0, 4.0, 1.0])
+    )
+    matrix = build_signal_matrix(
+        signals, user_ids=signals["user_id"], product_ids=signals["product_id"]
+    )
+
+    assert history_scores(fit("repeat", matrix)).tolist() == [[1, 2, 0], [0, 0, 1]]
 
 
 def item_item_by_hand(history, today, *, p, q, r, shrinkage):
