@@ -33,6 +33,7 @@ from ml_assets.recommend import Hybrid, propose, random_lists
 from ml_assets.scoring import NOTHING, Progress
 from ml_assets.segments import weeks_after
 from ml_assets.signal_matrix import (
+    CannotFitError,
     SignalMatrix,
     TooLittleDataError,
     available_items,
@@ -374,7 +375,7 @@ def fit_blend(past: Past, settings: Mapping[str, Any]) -> tuple[Hybrid, dict[str
         cf = fit_model(
             settings["cf_model"], past.matrix, settings=settings, seed=settings["seed"]
         ).for_users(past.asked)
-    except TooLittleDataError as reason:
+    except CannotFitError as reason:
         skipped[settings["cf_model"]] = str(reason)
     if past.terms is None:
         skipped["content"] = past.no_terms

@@ -13,7 +13,7 @@ from ml_assets.evaluation import CUTOFFS, PerUser, accuracy, find
 from ml_assets.intervals import draw_users, pool, resample
 from ml_assets.item_item import NOTHING
 from ml_assets.models import Model, fit_model
-from ml_assets.signal_matrix import TooLittleDataError
+from ml_assets.signal_matrix import CannotFitError, TooLittleDataError
 
 # Products that each source proposes: more changed no figure on the shops that were tried.
 CANDIDATES_OF_A_SOURCE = 100
@@ -48,7 +48,7 @@ def fit_sources(
                 model = fit_model("popularity", past.matrix, settings=scores, seed=0)
             else:
                 model = fit_model(name, past.matrix, settings=settings, seed=settings["seed"])
-        except TooLittleDataError as reason:
+        except CannotFitError as reason:
             skipped[name] = str(reason)
             continue
         fitted[name] = model.for_users(asked)

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from ml_assets.assets import CF_MODELS, RecommenderSettings
 from ml_assets.folds import Fold
-from ml_assets.tuning import TRIALS, Outcome, best_trial, search
+from ml_assets.tuning import BLEND_SPACE, SPACES, TRIALS, Outcome, best_trial, search
 from ml_assets.warehouse import MissingTableError, Warehouse, read_table
 from orchestration.backtests import get_fold, recommend_as_of
 from orchestration.settings import Settings
@@ -110,7 +110,8 @@ class TuningConfig(dg.Config):
         seed: Of the search.
     """
 
-    models: list[str] = Field(default=list(CF_MODELS))
+    # The others take minutes a trial on a large shop.
+    models: list[str] = Field(default=["item_item", "als"])
     n_trials: int = 25
     seconds: float = 900.0
     n_folds: int = 2
@@ -148,6 +149,13 @@ def tuning(
     """Search settings on days of the past; the fold that judges versions is not among them."""
     from ml_assets.backtest import look_back
 
+    unknown = sorted(set(config.models) - set(CF_MODELS))
+    if unknown:
+        raise dg.Failure(
+            description=f"there is no model {', '.join(unknown)}; choose from "
+            f"{', '.join(CF_MODELS)}.",
+            allow_retries=False,
+        )
     start = recommender.checked().as_settings()
     folds = [
         get_fold(settings, day, n_days=config.n_days, progress=context.log.info)
@@ -161,6 +169,7 @@ def tuning(
         for row in search(
             model,
             study=study,
+            space={**SPACES[model], **BLEND_SPACE},
             start=start,
             evaluate=partial(_evaluate, pasts, {**start, "cf_model": model}),
             n_trials=config.n_trials,
@@ -222,13 +231,13 @@ def _fingerprint(folds: list[Fold]) -> str:
 
 def _evaluate(pasts: list[Any], start: dict[str, Any], found: dict[str, Any]) -> Outcome:
     from ml_assets.backtest import new_products_figures
-    from ml_assets.signal_matrix import TooLittleDataError
+    from ml_assets.signal_matrix import CannotFitError
 
     values = []
     for past in pasts:
         try:
             figures = new_products_figures(past, {**start, **found})
-        except TooLittleDataError as reason:
+        except CannotFitError as reason:
             return Outcome(None, 0, f"{past.fold}: {reason}")
         values.append(figures.values[:, figures.names.index("ndcg@20")])
     of_users = np.concatenate(values)
