@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 import duckdb
 
-from exports import files, publish, redis_load, versions
+from exports import versions
 from exports.errors import PublishError
 from exports.redis_server import EmbeddedRedis
 from exports.versions import Version
@@ -148,6 +148,8 @@ def version_files(
     warehouse: dg.ResourceParam[Warehouse], publishing: dg.ResourceParam[Publishing]
 ) -> dg.MaterializeResult:
     """The version as Parquet files and a read-only DuckDB snapshot, beside the live ones."""
+    from exports import files
+
     with warehouse.connect() as connection:
         try:
             version = versions.staged_version(connection)
@@ -177,6 +179,9 @@ def redis_lists(
     publishing: dg.ResourceParam[Publishing],
 ) -> dg.MaterializeResult:
     """The version in Redis under its own prefix, verified against the tables."""
+    # Imported here, as in `ml_assets.assets`: it compiles.
+    from exports import redis_load
+
     with warehouse.connect() as connection:
         version = versions.staged_version(connection)
         try:
@@ -237,6 +242,8 @@ def live(
     publishing: dg.ResourceParam[Publishing],
 ) -> dg.MaterializeResult:
     """Which version readers see: switched here for tables, snapshot and Redis."""
+    from exports import publish
+
     with warehouse.connect() as connection:
         version = versions.staged_version(connection)
         try:
@@ -268,6 +275,8 @@ def _switch(
     *,
     redis_url: str | None,
 ) -> Version:
+    from exports import publish
+
     return publish.switch_live(
         connection,
         version.version,

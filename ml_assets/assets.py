@@ -10,31 +10,20 @@ import duckdb
 import numpy as np
 import polars as pl
 
-from ml_assets.backtest import backtest
-from ml_assets.content import product_vectors as vectors_of_texts
-from ml_assets.content import text_neighbours, tfidf
-from ml_assets.frames import HOLDOUT, METRICS, POPULARITY, PRODUCTS, SIGNALS, USERS
-from ml_assets.item_item import ItemItemModel
-from ml_assets.judging import TARGETS, metric_table, segment_table
-from ml_assets.linear_models import KNN_WEIGHTINGS
-from ml_assets.lists import LIST_TABLES, make_lists
-from ml_assets.model_tables import (
+from ml_assets.frames import (
+    HOLDOUT,
+    LIST_TABLES,
+    METRICS,
     NEIGHBOURS,
-    factor_frame,
-    hybrid_of,
-    likeness_of,
-    neighbour_frame,
-    vectors_of,
+    POPULARITY,
+    PRODUCTS,
+    SIGNALS,
+    USERS,
 )
-from ml_assets.models import (
-    FactorModel,
-    Model,
-    als_user_factors,
-    fit_model,
-)
-from ml_assets.recommend import similar_products as nearest_products
-from ml_assets.signal_matrix import CannotFitError, TooLittleDataError, build_signal_matrix
 from ml_assets.warehouse import MissingTableError, Warehouse, read_table
+
+# What computes is imported inside the step that needs it: compilers and models take seconds, and
+# whoever only looks at the assets needs none of them. See `orchestration.gates.import_early`.
 
 # Models that can be kept while users' lists are made again; the baselines are for comparison.
 CF_MODELS = (
@@ -192,6 +181,8 @@ class RecommenderSettings(dg.ConfigurableResource):
         Raises:
             dg.Failure: naming the setting that makes no sense.
         """
+        from ml_assets.linear_models import KNN_WEIGHTINGS
+
         wrong = {
             "cf_model": self.cf_model not in CF_MODELS and f"must be one of {', '.join(CF_MODELS)}",
             "neighbours": self.neighbours < 1 and "must be at least 1",
@@ -271,6 +262,11 @@ def collaborative_model(
     warehouse: dg.ResourceParam[Warehouse],
 ) -> Iterator[dg.Output]:
     """Learn what users with similar taste go for."""
+    from ml_assets.item_item import ItemItemModel
+    from ml_assets.model_tables import factor_frame, neighbour_frame
+    from ml_assets.models import FactorModel, Model, fit_model
+    from ml_assets.signal_matrix import CannotFitError, build_signal_matrix
+
     recommender = recommender.in_force(warehouse)
     settings = recommender.as_settings()
     matrix = build_signal_matrix(
@@ -322,6 +318,10 @@ def user_factors(
     warehouse: dg.ResourceParam[Warehouse],
 ) -> pl.DataFrame:
     """als: its vector of each user, solved from their signals of today. One row per user."""
+    from ml_assets.model_tables import factor_frame, vectors_of
+    from ml_assets.models import als_user_factors
+    from ml_assets.signal_matrix import build_signal_matrix
+
     items = vectors_of(item_factors, products["product_id"].sort(), "factors")
     if items is None:
         return pl.DataFrame(schema={"user_id": pl.String, "factors": pl.Array(pl.Float32, 1)})
@@ -359,6 +359,10 @@ def content_model(
     warehouse: dg.ResourceParam[Warehouse],
 ) -> Iterator[dg.Output]:
     """Learn which products' texts are alike."""
+    from ml_assets.content import product_vectors, text_neighbours, tfidf
+    from ml_assets.model_tables import factor_frame, neighbour_frame
+    from ml_assets.signal_matrix import TooLittleDataError
+
     products = products.sort("product_id")
     settings = recommender.in_force(warehouse)
     metadata: dict[str, Any] = {"products_without_text": products["text"].null_count()}
@@ -369,7 +373,7 @@ def content_model(
         alike = text_neighbours(terms, k=settings.content_neighbours)
         frame = neighbour_frame(products["product_id"], alike, np.diff(terms.indptr) > 0)
         if settings.cf_model == "als":
-            vectors = vectors_of_texts(
+            vectors = product_vectors(
                 products["text"], dimensions=settings.content_dimensions, seed=settings.seed
             )
     except TooLittleDataError as reason:
@@ -401,6 +405,10 @@ def lists(
     warehouse: dg.ResourceParam[Warehouse],
 ) -> Iterator[dg.MaterializeResult]:
     """Blend the models, rank the products of every user who is touched, fill up, explain."""
+    from ml_assets.lists import make_lists
+    from ml_assets.model_tables import hybrid_of
+    from ml_assets.signal_matrix import build_signal_matrix
+
     settings = recommender.in_force(warehouse)
     with warehouse.connect() as connection:
         table = _read_all(connection)
@@ -473,9 +481,12 @@ def similar_products(
     warehouse: dg.ResourceParam[Warehouse],
 ) -> pl.DataFrame:
     """Products like this one, by text and by who wants them. One row per (product, rank)."""
+    from ml_assets import recommend
+    from ml_assets.model_tables import likeness_of
+
     settings = recommender.in_force(warehouse)
     product_ids = products["product_id"].sort()
-    return nearest_products(
+    return recommend.similar_products(
         likeness_of(
             product_ids,
             item_factors=item_factors,
@@ -517,6 +528,10 @@ def offline_metrics(
 
     One row per (fold, model, target, segment, metric).
     """
+    from ml_assets.backtest import backtest
+    from ml_assets.judging import TARGETS, metric_table, segment_table
+    from ml_assets.signal_matrix import TooLittleDataError
+
     holdout_from, as_of = _days(warehouse)
     settings = recommender.in_force(warehouse).as_settings()
     live = _live_settings(warehouse)

@@ -94,3 +94,25 @@ METRICS = _frame(
     difference_high=pl.Float64,
     is_different=pl.Boolean,
 )
+
+NEIGHBOURS = pl.Schema(
+    [
+        ("product_id", pl.String),
+        ("item", pl.Int32),
+        ("is_known", pl.Boolean),
+        ("other_items", pl.List(pl.Int32)),
+        ("weights", pl.List(pl.Float32)),
+    ]
+)
+
+# What lists are made into, all in one transaction; table and what it says.
+LIST_TABLES = {
+    "candidates": "What the models propose to each user, with each model's score normalised per "
+    "user. One row per (user, rank), best first.",
+    "recommendations": "The list of every user, filled by the fallback chain where the models know "
+    "too little, with a reason for each row. One row per (user, rank).",
+    "scored_users": "What each user's list was made from, as a hash: a user whose hash is the same "
+    "keeps the list. One row per user.",
+    "scored_products": "The catalogue the lists were made from, with the hash of the models. One "
+    "row per product.",
+}

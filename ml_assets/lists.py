@@ -13,7 +13,7 @@ import duckdb
 import numpy as np
 import polars as pl
 
-from ml_assets.frames import CANDIDATES, RECOMMENDATIONS
+from ml_assets.frames import CANDIDATES, LIST_TABLES, RECOMMENDATIONS
 from ml_assets.recommend import Hybrid, candidate_frame, propose, recommend
 from ml_assets.scoring import Progress
 from ml_assets.signal_matrix import SignalMatrix, available_items
@@ -24,16 +24,6 @@ from ml_assets.touched import (
     touched_users,
 )
 
-LIST_TABLES = {
-    "candidates": "What the models propose to each user, with each model's score normalised per "
-    "user. One row per (user, rank), best first.",
-    "recommendations": "The list of every user, filled by the fallback chain where the models know "
-    "too little, with a reason for each row. One row per (user, rank).",
-    "scored_users": "What each user's list was made from, as a hash: a user whose hash is the same "
-    "keeps the list. One row per user.",
-    "scored_products": "The catalogue the lists were made from, with the hash of the models. One "
-    "row per product.",
-}
 _BY_USER = {
     "candidates": CANDIDATES,
     "recommendations": RECOMMENDATIONS,

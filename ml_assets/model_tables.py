@@ -5,6 +5,7 @@ import polars as pl
 import pyarrow as pa
 import scipy.sparse as sp
 
+from ml_assets.frames import NEIGHBOURS
 from ml_assets.item_item import NOTHING
 from ml_assets.learning import history_of
 from ml_assets.models import (
@@ -17,16 +18,6 @@ from ml_assets.models import (
 from ml_assets.recommend import Hybrid
 from ml_assets.scoring import nearest_items
 from ml_assets.signal_matrix import SignalMatrix
-
-NEIGHBOURS = pl.Schema(
-    [
-        ("product_id", pl.String),
-        ("item", pl.Int32),
-        ("is_known", pl.Boolean),
-        ("other_items", pl.List(pl.Int32)),
-        ("weights", pl.List(pl.Float32)),
-    ]
-)
 
 
 def factor_frame(ids: pl.Series, name: str, vectors: np.ndarray, column: str) -> pl.DataFrame:

@@ -325,14 +325,18 @@ def recommendations_gate(version: str, top_n: int) -> Gate:
 
 
 def import_early() -> None:
-    """Import Great Expectations beside what the run is doing now.
+    """Import what later steps need beside what the run is doing now.
 
-    It takes five seconds of one core. While dbt works in a process of its own, nobody needs them.
+    Great Expectations takes five seconds of one core, the compiled loops one. While dbt works in a
+    process of its own, nobody needs them.
     """
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-    threading.Thread(
-        target=importlib.import_module, args=("great_expectations",), daemon=True
-    ).start()
+
+    def work() -> None:
+        for module in ("ml_assets.lists", "exports.redis_load", "great_expectations"):
+            importlib.import_module(module)
+
+    threading.Thread(target=work, daemon=True).start()
 
 
 def judge(connection: duckdb.DuckDBPyConnection, gate: Gate, *, docs_root: Path) -> list[Verdict]:
