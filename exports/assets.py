@@ -103,16 +103,16 @@ def candidate(
     recommender: RecommenderSettings,
 ) -> dg.MaterializeResult:
     """The next version: all surfaces in `serving.*` under one version id, seen by nobody yet."""
+    recommender = recommender.in_force(warehouse)
     with warehouse.connect() as connection:
-        as_of = connection.execute("select as_of from intermediate.int_as_of").fetchone()
-        assert as_of is not None
+        ((as_of,),) = connection.execute("select as_of from intermediate.int_as_of").fetchall()
         promotion = judge_promotion(read_table(connection, "ml.offline_metrics"))
         if config.force.strip():
             promotion = promotion.forced_by(config.force.strip())
         try:
             version = versions.stage_version(
                 connection,
-                as_of=as_of[0],
+                as_of=as_of,
                 run_id=context.run.run_id,
                 seed=recommender.seed,
                 config_hash=publishing.config_hash(recommender),

@@ -1,5 +1,6 @@
 """The models and lists as Dagster assets: thin, each a call of a function next door."""
 
+import json
 from collections.abc import Iterator
 from datetime import date
 from typing import Any
@@ -110,6 +111,7 @@ class RecommenderSettings(dg.ConfigurableResource):
         users_per_part: Users whose lists are made and written at a time, which bounds memory.
         block_megabytes: Memory for scores of factor models, all threads together.
         seed: Of everything random.
+        use_tuned: Whether the settings that the job tune_settings found replace those above.
     """
 
     cf_model: str = "item_item"
@@ -152,13 +154,37 @@ class RecommenderSettings(dg.ConfigurableResource):
     users_per_part: int = 100_000
     block_megabytes: int = 16
     seed: int = 20111209
+    use_tuned: bool = True
 
     def as_settings(self) -> dict[str, Any]:
         """Plain values for the pure functions."""
         return {
-            **{name: getattr(self, name) for name in type(self).model_fields},
+            **self.model_dump(exclude={"use_tuned"}),
             "block_bytes": self.block_megabytes << 20,
         }
+
+    def in_force(self, warehouse: Warehouse) -> "RecommenderSettings":
+        """The settings to run with: these, or where a search found better ones, those.
+
+        Raises:
+            dg.Failure: naming the setting that makes no sense.
+        """
+        if not self.use_tuned:
+            return self.checked()
+        with warehouse.connect() as connection:
+            try:
+                tuned = connection.execute("select settings from ml.tuned_settings").fetchall()
+            except duckdb.CatalogException:
+                tuned = []
+        found = json.loads(tuned[0][0]) if tuned else {}
+        unknown = sorted(set(found) - set(type(self).model_fields))
+        if unknown:
+            raise dg.Failure(
+                description=f"ml.tuned_settings has {', '.join(unknown)}, which this release does "
+                "not know. Run the job tune_settings again, or set use_tuned: false.",
+                allow_retries=False,
+            )
+        return self.model_copy(update=found).checked()
 
     def checked(self) -> "RecommenderSettings":
         """Itself.
@@ -242,9 +268,11 @@ def collaborative_model(
     users: pl.DataFrame,
     products: pl.DataFrame,
     recommender: RecommenderSettings,
+    warehouse: dg.ResourceParam[Warehouse],
 ) -> Iterator[dg.Output]:
     """Learn what users with similar taste go for."""
-    settings = recommender.checked().as_settings()
+    recommender = recommender.in_force(warehouse)
+    settings = recommender.as_settings()
     matrix = build_signal_matrix(
         signals, user_ids=users["user_id"], product_ids=products["product_id"]
     )
@@ -291,6 +319,7 @@ def user_factors(
     products: pl.DataFrame,
     item_factors: pl.DataFrame,
     recommender: RecommenderSettings,
+    warehouse: dg.ResourceParam[Warehouse],
 ) -> pl.DataFrame:
     """als: its vector of each user, solved from their signals of today. One row per user."""
     items = vectors_of(item_factors, products["product_id"].sort(), "factors")
@@ -299,7 +328,8 @@ def user_factors(
     matrix = build_signal_matrix(
         signals, user_ids=users["user_id"], product_ids=products["product_id"]
     )
-    vectors = als_user_factors(items, matrix.history, settings=recommender.checked().as_settings())
+    settings = recommender.in_force(warehouse).as_settings()
+    vectors = als_user_factors(items, matrix.history, settings=settings)
     return factor_frame(matrix.user_ids, "user_id", vectors, "factors")
 
 
@@ -323,11 +353,14 @@ def user_factors(
     ins={"products": _table("marts", "products", frame=PRODUCTS)},
 )
 def content_model(
-    context: dg.AssetExecutionContext, products: pl.DataFrame, recommender: RecommenderSettings
+    context: dg.AssetExecutionContext,
+    products: pl.DataFrame,
+    recommender: RecommenderSettings,
+    warehouse: dg.ResourceParam[Warehouse],
 ) -> Iterator[dg.Output]:
     """Learn which products' texts are alike."""
     products = products.sort("product_id")
-    settings = recommender.checked()
+    settings = recommender.in_force(warehouse)
     metadata: dict[str, Any] = {"products_without_text": products["text"].null_count()}
     vectors = np.zeros((len(products), 1), np.float32)
     frame = pl.DataFrame(schema=NEIGHBOURS)
@@ -368,7 +401,7 @@ def lists(
     warehouse: dg.ResourceParam[Warehouse],
 ) -> Iterator[dg.MaterializeResult]:
     """Blend the models, rank the products of every user who is touched, fill up, explain."""
-    settings = recommender.checked()
+    settings = recommender.in_force(warehouse)
     with warehouse.connect() as connection:
         table = _read_all(connection)
         matrix = build_signal_matrix(
@@ -437,9 +470,10 @@ def similar_products(
     item_neighbours: pl.DataFrame,
     content_neighbours: pl.DataFrame,
     recommender: RecommenderSettings,
+    warehouse: dg.ResourceParam[Warehouse],
 ) -> pl.DataFrame:
     """Products like this one, by text and by who wants them. One row per (product, rank)."""
-    settings = recommender.checked()
+    settings = recommender.in_force(warehouse)
     product_ids = products["product_id"].sort()
     return nearest_products(
         likeness_of(
@@ -484,6 +518,8 @@ def offline_metrics(
     One row per (fold, model, target, segment, metric).
     """
     holdout_from, as_of = _days(warehouse)
+    settings = recommender.in_force(warehouse).as_settings()
+    live = _live_settings(warehouse)
     try:
         found = backtest(
             signals=signals,
@@ -492,8 +528,9 @@ def offline_metrics(
             popularity=popularity,
             holdout_from=holdout_from,
             as_of=as_of,
-            settings=recommender.checked().as_settings(),
+            settings=settings,
             progress=context.log.info,
+            live=live if live is not None and live != settings else None,
         )
     except CannotFitError as reason:
         context.log.warning(f"not evaluated: {reason}")
@@ -511,6 +548,22 @@ def offline_metrics(
             segment_table(found.metrics, target=target, metric="ndcg@20")
         )
     return dg.Output(found.metrics, metadata=metadata)
+
+
+def _live_settings(warehouse: Warehouse) -> dict[str, Any] | None:
+    """The settings of the version that readers see; None before the first, or if none are kept."""
+    with warehouse.connect() as connection:
+        try:
+            kept = connection.execute(
+                "select settings from serving.versions where state = 'live'"
+            ).fetchall()
+        except (duckdb.CatalogException, duckdb.BinderException):
+            return None
+    if not kept or kept[0][0] is None:
+        return None
+    settings: dict[str, Any] = json.loads(kept[0][0])
+    # A version from before a setting was there had today's default.
+    return {**RecommenderSettings().as_settings(), **settings}
 
 
 def _days(warehouse: Warehouse) -> tuple[date, date]:

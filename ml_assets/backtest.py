@@ -7,8 +7,9 @@ their own (`cold`), since a model that cannot know them has no list for them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,10 @@ import polars as pl
 import scipy.sparse as sp
 
 from ml_assets.content import product_vectors, text_neighbours, tfidf
-from ml_assets.evaluation import CUTOFFS
+from ml_assets.evaluation import CUTOFFS, PerUser, accuracy, find
 from ml_assets.fallback import arrange_popularity, fill_lists
 from ml_assets.frames import USERS
-from ml_assets.judging import Judge, Questions, Verdict, metric_rows
+from ml_assets.judging import TARGETS, Judge, Questions, Verdict, metric_rows
 from ml_assets.models import (
     FactorModel,
     Model,
@@ -27,19 +28,18 @@ from ml_assets.models import (
     fit_model,
     user_profiles,
 )
+from ml_assets.promotion import DEFAULT, LIVE
 from ml_assets.recommend import Hybrid, propose, random_lists
 from ml_assets.scoring import NOTHING, Progress
 from ml_assets.segments import weeks_after
 from ml_assets.signal_matrix import (
+    CannotFitError,
     SignalMatrix,
     TooLittleDataError,
     available_items,
     build_signal_matrix,
     positions,
 )
-
-# What everything is compared with: the blend as the settings have it.
-DEFAULT = "hybrid"
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,37 @@ class _Contender:
     is_filled: bool = False
 
 
+@dataclass(frozen=True)
+class Past:
+    """A day of the past, arranged: what models learn from, and what they are asked.
+
+    Attributes:
+        fold: Its name in METRICS.
+        matrix: Signals of all users at the end of the day.
+        questions: Whom to ask, and the answers.
+        eligible: `(n_items,)` bool, what could have been recommended.
+        texts: What each product's text says, `(n_items,)`.
+        terms: `(n_items, d)` TF-IDF of the texts; None where nothing can be learned from them.
+        no_terms: Why there are none.
+        popularity: POPULARITY of what could have been recommended.
+    """
+
+    fold: str
+    matrix: SignalMatrix
+    questions: Questions
+    eligible: np.ndarray
+    texts: pl.Series
+    terms: sp.csr_matrix | None
+    no_terms: str
+    popularity: pl.DataFrame
+
+    @property
+    def asked(self) -> np.ndarray:
+        """Rows of `matrix` that are the asked users with a past, `(n,)` int64."""
+        known = self.questions.matrix.user_ids.filter(pl.Series(self.questions.is_known))
+        return positions(known, self.matrix.user_ids)
+
+
 def backtest(
     *,
     signals: pl.DataFrame,
@@ -86,6 +117,7 @@ def backtest(
     as_of: date,
     settings: Mapping[str, Any],
     progress: Progress,
+    live: Mapping[str, Any] | None = None,
 ) -> Backtest:
     """Metrics of every model and baseline on the days after `holdout_from`.
 
@@ -93,7 +125,7 @@ def backtest(
     cannot have been recommended. `hybrid` is filled up by the fallback chain like a published
     list, but by its lists for everybody only, since a user's segment of that day is not known.
 
-    Segments are those of `judging.Judge`.
+    Everything is compared with `hybrid`. Segments are those of `judging.Judge`.
 
     Args:
         signals: SIGNALS as they were at the end of `holdout_from`.
@@ -106,6 +138,51 @@ def backtest(
             `seed`, `block_bytes`, `evaluated_users` (most users asked, a seeded sample above it)
             and the settings of the collaborative model.
         progress: Told what is being measured.
+        live: Settings of what is live, if they are others: its blend becomes a contender, `live`.
+
+    Raises:
+        TooLittleDataError: if no user has both a past and a holdout.
+    """
+    past = look_back(
+        signals=signals,
+        holdout=holdout,
+        products=products,
+        popularity=popularity,
+        holdout_from=holdout_from,
+        as_of=as_of,
+        settings=settings,
+    )
+    questions = past.questions
+    contenders, skipped = _contenders(past, settings, live)
+    judge = _judge(past, settings["seed"])
+    found: dict[str, list[Verdict]] = {}
+    for name, contender in contenders.items():
+        progress(f"measuring {name} on {len(questions.is_known):,} users")
+        found[name] = []
+        for target, items, is_fallback in _lists(contender, questions, past.popularity):
+            found[name] += judge.verdicts(
+                target, items, is_fallback=is_fallback, answers_cold=contender.cold is not None
+            )
+    metrics = pl.concat(
+        [
+            metric_rows(past.fold, name, verdicts, beside=DEFAULT, of_other=found.get(DEFAULT, []))
+            for name, verdicts in found.items()
+        ]
+    )
+    return Backtest(metrics, skipped, judge.facts | _who_was_asked(questions, contenders))
+
+
+def look_back(
+    *,
+    signals: pl.DataFrame,
+    holdout: pl.DataFrame,
+    products: pl.DataFrame,
+    popularity: pl.DataFrame,
+    holdout_from: date,
+    as_of: date,
+    settings: Mapping[str, Any],
+) -> Past:
+    """Arrange a fold; see `backtest`.
 
     Raises:
         TooLittleDataError: if no user has both a past and a holdout.
@@ -121,36 +198,66 @@ def backtest(
             "after it"
         )
     eligible = available_items(products, matrix.product_ids)
-    popularity = popularity.filter(
-        pl.col("product_id").is_in(matrix.product_ids.gather(np.flatnonzero(eligible)).implode())
-    )
+    available = matrix.product_ids.gather(np.flatnonzero(eligible))
     terms, no_terms = _terms(products["text"])
-    contenders, skipped = _contenders(
-        matrix, questions, eligible, products["text"], terms, no_terms, popularity, settings
-    )
-    judge = Judge(
-        questions,
-        touched=matrix.touched,
+    return Past(
+        fold=f"{holdout_from}/{as_of}",
+        matrix=matrix,
+        questions=questions,
         eligible=eligible,
+        texts=products["text"],
         terms=terms,
-        seed=settings["seed"],
+        no_terms=no_terms,
+        popularity=popularity.filter(pl.col("product_id").is_in(available.implode())),
     )
-    found: dict[str, list[Verdict]] = {}
-    for name, contender in contenders.items():
-        progress(f"measuring {name} on {len(questions.is_known):,} users")
-        found[name] = []
-        for target, items, is_fallback in _lists(contender, questions, popularity):
-            found[name] += judge.verdicts(
-                target, items, is_fallback=is_fallback, answers_cold=contender.cold is not None
-            )
-    fold = f"{holdout_from}/{as_of}"
-    metrics = pl.concat(
-        [
-            metric_rows(fold, name, verdicts, beside=DEFAULT, of_other=found.get(DEFAULT, []))
-            for name, verdicts in found.items()
-        ]
+
+
+def judge_published(past: Past, published: pl.DataFrame, *, seed: int) -> pl.DataFrame:
+    """METRICS of lists as they were published at the end of the fold's day, model `published`.
+
+    What the catalogue did not have yet counts as a miss. Figures beyond the length of the lists
+    are left out.
+
+    Args:
+        past: The fold.
+        published: RECOMMENDATIONS of all users.
+        seed: Of the intervals.
+    """
+    user_ids = past.questions.matrix.user_ids
+    rows = published.join(
+        pl.DataFrame({"user_id": user_ids, "row": np.arange(len(user_ids))}), on="user_id"
+    ).join(
+        pl.DataFrame(
+            {"product_id": past.matrix.product_ids, "item": np.arange(len(past.eligible))}
+        ),
+        on="product_id",
+        how="left",
     )
-    return Backtest(metrics, skipped, judge.facts | _who_was_asked(questions, contenders))
+    items = np.full((len(user_ids), CUTOFFS[-1]), NOTHING, dtype=np.int32)
+    is_fallback = np.zeros(items.shape, dtype=bool)
+    rows = rows.filter(pl.col("rank") <= CUTOFFS[-1])
+    place = rows["row"].to_numpy(), rows["rank"].to_numpy() - 1
+    items[place] = rows["item"].fill_null(NOTHING).to_numpy()
+    is_fallback[place] = ~rows["source"].is_in(["hybrid", "content"]).to_numpy()
+    judge = _judge(past, seed)
+    verdicts = [
+        verdict
+        for target in TARGETS
+        for verdict in judge.verdicts(target, items, is_fallback=is_fallback, answers_cold=True)
+    ]
+    metrics = metric_rows(past.fold, "published", verdicts, beside="published", of_other=[])
+    length = published["rank"].max() or 0
+    return metrics.filter(pl.col("metric").str.extract(r"@(\d+)$", 1).cast(pl.Int32) <= length)
+
+
+def _judge(past: Past, seed: int) -> Judge:
+    return Judge(
+        past.questions,
+        touched=past.matrix.touched,
+        eligible=past.eligible,
+        terms=past.terms,
+        seed=seed,
+    )
 
 
 def _known_at(products: pl.DataFrame, signals: pl.DataFrame, day: date) -> pl.DataFrame:
@@ -215,85 +322,115 @@ def _terms(texts: pl.Series) -> tuple[sp.csr_matrix | None, str]:
 
 
 def _contenders(
-    matrix: SignalMatrix,
-    questions: Questions,
-    eligible: np.ndarray,
-    texts: pl.Series,
-    terms: sp.csr_matrix | None,
-    no_terms: str,
-    popularity: pl.DataFrame,
-    settings: Mapping[str, Any],
+    past: Past, settings: Mapping[str, Any], live: Mapping[str, Any] | None
 ) -> tuple[dict[str, _Contender], dict[str, str]]:
-    seed = settings["seed"]
-    cf_name = settings["cf_model"]
-    known_ids = questions.matrix.user_ids.filter(pl.Series(questions.is_known))
-    asked = positions(known_ids, matrix.user_ids)
+    seed, questions = settings["seed"], past.questions
     acquainted = questions.matrix.for_users(np.flatnonzero(questions.is_known))
     strangers = questions.matrix.for_users(np.flatnonzero(~questions.is_known))
 
     def by(hybrid: Hybrid) -> _Ranker:
-        return lambda exclude: (
-            propose(
-                hybrid,
-                k=CUTOFFS[-1],
-                exclude=exclude,
-                eligible=eligible,
-                block_bytes=settings["block_bytes"],
-                progress=lambda _: None,
-            ).items
-        )
+        return partial(rank, past, hybrid, settings=settings)
 
     def by_chance(seed: int) -> _Ranker:
         return lambda exclude: random_lists(
-            k=CUTOFFS[-1], exclude=exclude, eligible=eligible, seed=seed
+            k=CUTOFFS[-1], exclude=exclude, eligible=past.eligible, seed=seed
         )
+
+    def blend(hybrid: Hybrid) -> _Contender:
+        nobody = replace(hybrid, cf=None, content=None)
+        return _Contender(by(hybrid), by(nobody), is_filled=True)
 
     contenders = {"random": _Contender(by_chance(seed), by_chance(seed + 1))}
     for name, window in (("popular", "all_time"), ("popular_28_days", "last_28_days")):
-        scores = {"popularity": _global_list(popularity, window, matrix)}
+        scores = {"popularity": global_popularity(past, window)}
         known, cold = (
-            by(_alone(fit_model("popularity", each, settings=scores, seed=seed)))
+            by(alone(fit_model("popularity", each, settings=scores, seed=seed)))
             for each in (acquainted, strangers)
         )
         contenders[name] = _Contender(known, cold)
-    skipped: dict[str, str] = {}
-    cf = content = None
-    try:
-        cf = fit_model(cf_name, matrix, settings=settings, seed=seed).for_users(asked)
-        contenders[cf_name] = _Contender(by(_alone(cf)), None)
-    except TooLittleDataError as reason:
-        skipped[cf_name] = str(reason)
-    if terms is None:
-        skipped["content"] = no_terms
-    else:
-        content = _content(matrix, texts, terms, cf, settings).for_users(asked)
-        contenders["content"] = _Contender(by(_alone(content)), None)
-    if cf is not None and content is not None:
-        weights = {name: settings[name] for name in ("w_cf", "w_content")}
-        contenders[DEFAULT] = _Contender(
-            by(Hybrid(cf, content, **weights)), by(Hybrid(None, None, **weights)), is_filled=True
-        )
+    hybrid, skipped = fit_blend(past, settings)
+    for name, model in ((settings["cf_model"], hybrid.cf), ("content", hybrid.content)):
+        if model is not None:
+            contenders[name] = _Contender(by(alone(model)), None)
+    if hybrid.cf is not None and hybrid.content is not None:
+        contenders[DEFAULT] = blend(hybrid)
+        if live is not None:
+            contenders[LIVE] = blend(fit_blend(past, live)[0])
     return contenders, skipped
 
 
-def _alone(model: Model) -> Hybrid:
+def fit_blend(past: Past, settings: Mapping[str, Any]) -> tuple[Hybrid, dict[str, str]]:
+    """The blend as these settings have it, over the asked users with a past.
+
+    Args:
+        past: The fold.
+        settings: As of `backtest`.
+
+    Returns:
+        The models that could be fitted; and the others by name, each with the reason.
+    """
+    skipped: dict[str, str] = {}
+    cf = content = None
+    try:
+        cf = fit_model(
+            settings["cf_model"], past.matrix, settings=settings, seed=settings["seed"]
+        ).for_users(past.asked)
+    except CannotFitError as reason:
+        skipped[settings["cf_model"]] = str(reason)
+    if past.terms is None:
+        skipped["content"] = past.no_terms
+    else:
+        content = content_model(past, past.terms, cf, settings).for_users(past.asked)
+    return Hybrid(cf, content, w_cf=settings["w_cf"], w_content=settings["w_content"]), skipped
+
+
+def rank(
+    past: Past, hybrid: Hybrid, exclude: sp.csr_matrix, *, settings: Mapping[str, Any]
+) -> np.ndarray:
+    """Lists of the users of `hybrid`, `(n_users, 50)`, from what not to show them."""
+    return propose(
+        hybrid,
+        k=CUTOFFS[-1],
+        exclude=exclude,
+        eligible=past.eligible,
+        block_bytes=settings["block_bytes"],
+        progress=lambda _: None,
+    ).items
+
+
+def new_products_figures(past: Past, settings: Mapping[str, Any]) -> PerUser:
+    """What the blend of these settings finds that is new to the users with a past.
+
+    The figures that settings are compared by; for all there is to know see `backtest`.
+
+    Raises:
+        TooLittleDataError: if neither model can be fitted.
+    """
+    hybrid, skipped = fit_blend(past, settings)
+    if not hybrid.models:
+        raise TooLittleDataError("; ".join(skipped.values()))
+    is_known = past.questions.is_known
+    exclude = sp.csr_matrix(past.questions.matrix.touched[is_known])
+    items = np.full((len(is_known), CUTOFFS[-1]), NOTHING, dtype=np.int32)
+    items[is_known] = rank(past, hybrid, exclude, settings=settings)
+    relevant = past.questions.relevant
+    return accuracy(find(items, relevant), relevant, counts=past.questions.is_new).only(is_known)
+
+
+def alone(model: Model) -> Hybrid:
     return Hybrid(cf=model, content=None, w_cf=1.0, w_content=0.0)
 
 
-def _content(
-    matrix: SignalMatrix,
-    texts: pl.Series,
-    terms: sp.csr_matrix,
-    cf: Model | None,
-    settings: Mapping[str, Any],
+def content_model(
+    past: Past, terms: sp.csr_matrix, cf: Model | None, settings: Mapping[str, Any]
 ) -> Model:
     """The content model in the family of the collaborative one, as the line blends them."""
     if isinstance(cf, FactorModel):
         vectors = product_vectors(
-            texts, dimensions=settings["content_dimensions"], seed=settings["seed"]
+            past.texts, dimensions=settings["content_dimensions"], seed=settings["seed"]
         )
-        return user_profiles(matrix, vectors)
-    return content_by_history(matrix, text_neighbours(terms, k=settings["content_neighbours"]))
+        return user_profiles(past.matrix, vectors)
+    return content_by_history(past.matrix, text_neighbours(terms, k=settings["content_neighbours"]))
 
 
 def _lists(
@@ -329,16 +466,16 @@ def _who_was_asked(questions: Questions, contenders: Mapping[str, _Contender]) -
     }
 
 
-def _global_list(popularity: pl.DataFrame, window: str, matrix: SignalMatrix) -> np.ndarray:
-    """A number per product that falls with its rank in a list; 0 for products not in it."""
-    ranked = popularity.filter(
+def global_popularity(past: Past, window: str) -> np.ndarray:
+    """A number per product that falls with its rank in a list for everybody; 0 if not in it."""
+    ranked = past.popularity.filter(
         (pl.col("segment_type") == "global")
         & (pl.col("time_window") == window)
-        & pl.col("product_id").is_in(matrix.product_ids.implode())
+        & pl.col("product_id").is_in(past.matrix.product_ids.implode())
     )
-    scores = np.zeros(len(matrix.product_ids))
+    scores = np.zeros(len(past.eligible))
     if len(ranked):
-        scores[positions(ranked["product_id"], matrix.product_ids)] = (
+        scores[positions(ranked["product_id"], past.matrix.product_ids)] = (
             1.0 / ranked["rank"].to_numpy()
         )
     return scores

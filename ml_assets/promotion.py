@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 import polars as pl
 
-CONTENDER = "hybrid"
+# The blend as the settings have it, and as those of the live version have it.
+DEFAULT = "hybrid"
 LIVE = "live"
+
 BASELINES = ("popular", "popular_28_days")
 TARGET, SEGMENT, METRIC = "new_products", "known", "ndcg@20"
 
@@ -44,7 +46,7 @@ def judge_promotion(metrics: pl.DataFrame) -> Promotion:
     rows = metrics.filter(
         (pl.col("target") == TARGET) & (pl.col("segment") == SEGMENT) & (pl.col("metric") == METRIC)
     )
-    own = rows.filter(pl.col("model") == CONTENDER).sort("fold").tail(1).to_dicts()
+    own = rows.filter(pl.col("model") == DEFAULT).sort("fold").tail(1).to_dicts()
     if not own:
         return Promotion(NOT_JUDGED, "no fold of the past could be asked")
     (blend,) = own

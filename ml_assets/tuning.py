@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 
@@ -32,27 +32,60 @@ TRIALS = pl.Schema(
 )
 METRIC = "ndcg@20"
 
-# Lowest and highest value of what is searched, and whether it is searched on a logarithmic scale;
-# whole numbers where both are.
-Range = tuple[float, float, bool]
-_OF_BLEND: dict[str, Range] = {"w_cf": (0.3, 1.0, False)}
-SPACES: dict[str, dict[str, Range]] = {
+# Lowest and highest value of what is searched, and whether on a logarithmic scale; whole numbers
+# where both are. Or the words to choose from.
+Range = tuple[float, float, bool] | tuple[str, ...]
+Space = dict[str, Range]
+SPACES: dict[str, Space] = {
     "item_item": {
         "neighbours": (20, 500, True),
         "user_power": (0.0, 1.5, False),
         "source_power": (0.0, 1.0, False),
         "target_power": (0.0, 1.0, False),
         "shrinkage": (0.1, 50.0, True),
-        "content_neighbours": (10, 200, True),
-        **_OF_BLEND,
     },
     "als": {
         "factors": (16, 192, True),
         "regularization": (1.0, 300.0, True),
-        "alpha": (0.3, 40.0, True),
-        **_OF_BLEND,
+        "alpha": (0.3, 80.0, True),
+    },
+    "graph_filter": {
+        "neighbours": (100, 800, True),
+        "filter_user_power": (0.0, 0.6, False),
+        "filter_item_power": (0.2, 0.7, False),
+        "filter_source_power": (0.0, 0.4, False),
+        "filter_target_power": (0.0, 0.6, False),
+        "filter_degree": (2, 5, False),
+        "filter_gamma": (0.01, 1.0, True),
+    },
+    "gf_cf": {
+        "neighbours": (100, 800, True),
+        "low_pass_factors": (32, 512, True),
+        "low_pass_weight": (0.0, 1.0, False),
+    },
+    "bspm": {
+        "neighbours": (100, 800, True),
+        "low_pass_factors": (32, 512, True),
+        "low_pass_weight": (0.0, 1.0, False),
+        "sharpening": (0.1, 2.5, False),
+        "sharpening_steps": (1, 3, False),
+    },
+    "item_knn": {
+        "neighbours": (20, 500, True),
+        "knn_weighting": ("cosine", "bm25", "tfidf"),
+    },
+    "rp3beta": {
+        "neighbours": (20, 500, True),
+        "walk_power": (0.3, 1.2, False),
+        "walk_popularity_power": (0.0, 0.8, False),
+    },
+    "ease": {
+        "neighbours": (100, 800, True),
+        "ease_regularization": (10.0, 5000.0, True),
     },
 }
+# Of the blend of any of them with the content model; w_content is what w_cf leaves.
+BLEND_SPACE: Space = {"w_cf": (0.3, 1.0, False), "content_neighbours": (10, 200, True)}
 
 
 @dataclass(frozen=True)
@@ -74,6 +107,7 @@ def search(
     model: str,
     *,
     study: str,
+    space: Space,
     start: Mapping[str, Any],
     evaluate: Callable[[dict[str, Any]], Outcome],
     n_trials: int,
@@ -86,8 +120,9 @@ def search(
     The first trial is the settings one starts from, so what is found is never worse than they are.
 
     Args:
-        model: A name in `SPACES`.
+        model: Its name, for the rows.
         study: What the trials have in common: model, folds, data. Trials of another are left alone.
+        space: What is searched.
         start: The settings to start from, all of those that are searched.
         evaluate: Measures settings.
         n_trials: Trials in all, those done before included.
@@ -97,19 +132,12 @@ def search(
 
     Yields:
         TRIALS, one row for each trial, as it ends.
-
-    Raises:
-        ValueError: if there is no such model to search.
     """
-    if model not in SPACES:
-        raise ValueError(
-            f"there is nothing to search for {model!r}; choose one of {', '.join(sorted(SPACES))}"
-        )
     began = time.monotonic()
     trials = done.filter(pl.col("study") == study).sort("trial")
     while len(trials) < n_trials and time.monotonic() - began < seconds:
         number = len(trials)
-        settings = _next_settings(model, start, trials, seed=seed + number)
+        settings = _next_settings(space, start, trials, seed=seed + number)
         trial_began = time.monotonic()
         outcome = evaluate(settings)
         row = pl.DataFrame(
@@ -132,15 +160,12 @@ def search(
 
 
 def _next_settings(
-    model: str, start: Mapping[str, Any], trials: pl.DataFrame, *, seed: int
+    space: Space, start: Mapping[str, Any], trials: pl.DataFrame, *, seed: int
 ) -> dict[str, Any]:
     # Imported here: seconds, and only a search needs it.
     import optuna
 
-    space = {
-        name: _distribution(low, high, is_log=is_log)
-        for name, (low, high, is_log) in SPACES[model].items()
-    }
+    distributions = {name: _distribution(each) for name, each in space.items()}
     if len(trials) == 0:
         return _with_content_weight({name: start[name] for name in space})
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -154,17 +179,20 @@ def _next_settings(
         study.add_trial(
             optuna.trial.create_trial(
                 params={name: settings[name] for name in space},
-                distributions=space,
+                distributions=distributions,
                 value=None if failed else row["value"],
                 state=optuna.trial.TrialState.FAIL if failed else optuna.trial.TrialState.COMPLETE,
             )
         )
-    return _with_content_weight(study.ask(space).params)
+    return _with_content_weight(study.ask(distributions).params)
 
 
-def _distribution(low: float, high: float, *, is_log: bool) -> Any:
+def _distribution(each: Range) -> Any:
     import optuna
 
+    if isinstance(each[0], str):
+        return optuna.distributions.CategoricalDistribution(list(each))
+    low, high, is_log = cast(tuple[float, float, bool], each)
     if isinstance(low, int) and isinstance(high, int):
         return optuna.distributions.IntDistribution(low, high, log=is_log)
     return optuna.distributions.FloatDistribution(low, high, log=is_log)
@@ -176,7 +204,9 @@ def _with_content_weight(settings: dict[str, Any]) -> dict[str, Any]:
         name: float(f"{value:.6g}") if isinstance(value, float) else value
         for name, value in settings.items()
     }
-    return {**rounded, "w_content": float(f"{1 - rounded['w_cf']:.6g}")}
+    if "w_cf" in rounded:
+        rounded["w_content"] = float(f"{1 - rounded['w_cf']:.6g}")
+    return rounded
 
 
 def best_trial(trials: pl.DataFrame) -> dict[str, Any] | None:

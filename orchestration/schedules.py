@@ -8,9 +8,12 @@ import dagster as dg
 
 from orchestration.settings import Settings
 
+# What looks at days of the past has jobs of its own.
+_LINE = dg.AssetSelection.all() - dg.AssetSelection.groups("tuning", "backtests")
+
 daily_recommendations = dg.define_asset_job(
     "daily_recommendations",
-    selection=dg.AssetSelection.all(),
+    selection=_LINE,
     description="The whole line: landing files, dbt models, models, gates, publishing.",
 )
 
@@ -29,8 +32,21 @@ _LEARNED = dg.AssetSelection.assets(
 
 refresh_recommendations = dg.define_asset_job(
     "refresh_recommendations",
-    selection=dg.AssetSelection.all() - _LEARNED,
+    selection=_LINE - _LEARNED,
     description="The line with the models it has: new events, and lists for whom they concern.",
+)
+
+tune_settings = dg.define_asset_job(
+    "tune_settings",
+    selection=dg.AssetSelection.groups("tuning"),
+    description="Search settings on days before the holdout; the next run takes the best.",
+)
+
+backtest = dg.define_asset_job(
+    "backtest",
+    selection=dg.AssetSelection.groups("backtests"),
+    description="The line as it would have run on a day of the past, held against what came after."
+    " Launch a backfill for several days.",
 )
 
 nightly = dg.ScheduleDefinition(

@@ -1,6 +1,8 @@
 """A backtest is production on an earlier day: the same lists, and nothing from after it."""
 
+import json
 import shutil
+from dataclasses import replace
 from datetime import date, timedelta
 
 import dagster as dg
@@ -9,10 +11,12 @@ import pytest
 from lines import line_in, why_it_failed
 from polars.testing import assert_frame_equal
 
+from ml_assets.assets import RecommenderSettings
 from ml_assets.folds import read_fold, write_fold
 from ml_assets.frames import SIGNALS
 from ml_assets.warehouse import read_table
 from orchestration.backtests import get_fold, recommend_as_of
+from orchestration.definitions import build_definitions
 from orchestration.landing.synthetic_shop import write_shop
 
 START = date(2024, 1, 1)
@@ -106,6 +110,94 @@ def test_whatever_happens_after_the_day_the_lists_are_the_same_to_the_last_bit(
 
     assert recommended["source"].eq("hybrid").sum() > 1_000
     assert_frame_equal(recommended, again, check_exact=True)
+
+
+def run_job(line, name, *, partition_key=None, **config):
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = (
+            build_definitions(line.settings)
+            .resolve_job_def(name)
+            .execute_in_process(
+                instance=instance,
+                raise_on_error=False,
+                partition_key=partition_key,
+                run_config={"loggers": {"short": {}}, **config},
+            )
+        )
+    assert result.success, why_it_failed(result)
+
+
+def test_a_partition_of_the_backtest_judges_the_lists_of_its_day_once(line, recommended):
+    # Folds of the day itself are asked for, as a backfill does.
+    for _ in range(2):
+        run_job(
+            line,
+            "backtest",
+            partition_key=DAY.isoformat(),
+            ops={"ml__backtest_metrics": {"config": {"n_days": N_DAYS}}},
+        )
+
+    rows = line.query(
+        "select target, metric, value, n_users from ml.backtest_metrics where segment = 'known'"
+        " and fold = '2024-02-20/2024-03-05' and model = 'published'"
+    )
+    found = {(target, metric): (value, n_users) for target, metric, value, n_users in rows}
+    assert len(found) == len(rows)
+    recall, n_users = found["any_next", "recall@20"]
+    assert 0 < recall < 1 and n_users > 20
+    assert not any(metric.endswith("@50") for _, metric in found)
+
+
+TUNING = {
+    "tuning": {"config": {"models": ["item_item"], "n_trials": 4, "n_folds": 1, "n_days": N_DAYS}}
+}
+
+
+def test_a_search_asks_days_before_the_holdout_and_goes_on_where_it_stopped(line):
+    run_job(line, "tune_settings", ops=TUNING)
+    before = line.query("select trial, settings, value from ml.tuning_trials order by trial")
+    run_job(line, "tune_settings", ops=TUNING)
+
+    holdout_from = line.value("select holdout_from from intermediate.int_as_of")
+    ((study, folds, value, value_before),) = line.query(
+        "select study, folds, value, value_before from ml.tuned_settings"
+    )
+    asked_from, asked_to = (date.fromisoformat(day) for day in folds.split("/"))
+    assert asked_to == holdout_from and asked_from == holdout_from - timedelta(days=N_DAYS)
+    assert value >= value_before
+    assert len(before) == 4
+    assert (
+        line.query("select trial, settings, value from ml.tuning_trials order by trial") == before
+    )
+    assert study.startswith("item_item on ")
+
+
+def test_runs_take_what_the_search_found_unless_they_are_told_not_to(line, tmp_path):
+    warehouse = line.settings.warehouse
+    run_job(line, "tune_settings", ops=TUNING)
+    found = json.loads(line.value("select settings from ml.tuned_settings"))
+
+    tuned = RecommenderSettings(top_n=7).in_force(warehouse)
+
+    assert {name: getattr(tuned, name) for name in found} == found
+    assert tuned.top_n == 7
+    plain = RecommenderSettings(use_tuned=False)
+    assert plain.in_force(warehouse) == plain
+    nothing_tuned = replace(warehouse, path=tmp_path / "other.duckdb")
+    assert RecommenderSettings().in_force(nothing_tuned) == RecommenderSettings()
+
+
+def test_a_tuned_setting_that_is_unknown_here_is_named(line):
+    with line.settings.warehouse.connect() as connection:
+        connection.execute("create table ml.kept as from ml.tuned_settings")
+        connection.execute("update ml.tuned_settings set settings = '{\"temperature\": 2}'")
+    try:
+        with pytest.raises(dg.Failure, match="temperature"):
+            RecommenderSettings().in_force(line.settings.warehouse)
+    finally:
+        with line.settings.warehouse.connect() as connection:
+            connection.execute("create or replace table ml.tuned_settings as from ml.kept")
+            connection.execute("drop table ml.kept")
 
 
 def test_a_fold_is_kept_until_what_it_was_made_from_changes(line, fold, tmp_path):

@@ -397,3 +397,29 @@ def test_a_type_that_loses_its_weight_stops_a_refresh_without_new_events(shop: S
 
     with pytest.raises(DbtFailedError, match=r'The event type "view".* has no weight'):
         run_dbt("run", shop.warehouse, select=["+int_daily_signals"])
+
+
+def test_pairs_are_the_same_in_however_many_parts_they_are_counted(shop: Shop):
+    shop.files["events/baskets.csv"] = [
+        {
+            "user_id": f"basket {user}",
+            "product_id": product,
+            "event_type": "view",
+            "event_ts": str(FIRST_DAY + timedelta(days=user, hours=hour)),
+        }
+        for user in range(20)
+        for hour, product in enumerate(shop.products)
+        if (user + hour) % 4
+    ]
+    pairs = []
+    for pairs_at_once in (20_000_000, 5):
+        write_raw(shop.warehouse, **shop.raw())
+        variables = {"pairs_at_once": pairs_at_once, "min_pair_support": 1}
+        run_dbt("run", shop.warehouse, select=["+product_pairs"], variables=variables)
+        pairs.append(query(shop.warehouse, "from marts.product_pairs order by all"))
+
+    baskets = "from intermediate.int_baskets group by is_bought, user_number, event_on"
+    sizes = query(shop.warehouse, f"select count(*) {baskets}")
+    assert sum(size * (size - 1) // 2 for (size,) in sizes) > 20
+    assert len(pairs[0]) > 2
+    assert pairs[0] == pairs[1]

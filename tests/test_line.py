@@ -279,6 +279,60 @@ def test_a_red_gate_leaves_the_last_version_live_and_says_what_it_saw(shop):
     assert "saw 1, expected" in reason
 
 
+# Proposes what nobody wants: the rarer, the better.
+WORSE = {
+    "resources": {
+        "recommender": {"config": {"target_power": 9.0, "shrinkage": 0.0, "w_content": 0.0}}
+    }
+}
+MODELS_AND_LISTS = dg.AssetSelection.groups("ml", "serving") | (
+    dg.AssetSelection.checks_for_assets(["serving", "candidate"])
+)
+
+
+def test_a_worse_model_is_refused_with_its_figures_and_the_last_version_stays_live(shop, tmp_path):
+    line, _ = shop
+    copy = copied(line, tmp_path)
+    live = copy.query("select version, decision from serving.versions where state = 'live'")
+
+    said = why_it_failed(copy.run(MODELS_AND_LISTS, **WORSE))
+
+    assert live[0][1] == "accepted"
+    assert copy.query("select version from serving.versions where state = 'live'") == [live[0][:1]]
+    refused = copy.query(
+        "select decision, verdict, reason from serving.versions where state = 'rejected'"
+        " order by created_at desc limit 1"
+    )
+    decision, verdict, reason = refused[0]
+    assert decision == "refused"
+    assert "worse than the live version beyond noise" in verdict and "ndcg@20" in verdict
+    assert verdict in reason and "force" in reason
+    assert "serving/candidate: promotion" in said
+
+
+def test_a_refused_version_can_be_forced_by_name_and_the_name_is_kept(shop, tmp_path):
+    line, _ = shop
+    copy = copied(line, tmp_path)
+    force = {"serving__candidate": {"config": {"force": "Anna: a trial with rarities"}}}
+
+    result = copy.run(MODELS_AND_LISTS, **WORSE, ops=force)
+
+    assert result.success, why_it_failed(result)
+    decision, verdict = copy.query(
+        "select decision, verdict from serving.versions where state = 'live'"
+    )[0]
+    assert decision == "forced"
+    assert verdict.startswith("forced by Anna: a trial with rarities, although ")
+
+
+def copied(line, folder):
+    """A line without Redis on the same files, with all that this one has built."""
+    copy = line_in(folder, data=line.settings.data)
+    copy.settings.home.mkdir()
+    shutil.copy(line.settings.warehouse.path, copy.settings.warehouse.path)
+    return copy
+
+
 NOBODY_LISTENS = "redis://127.0.0.1:1/0"
 
 
@@ -295,9 +349,8 @@ def test_without_redis_the_step_is_red_and_the_last_version_stays_live(shop):
 
 def test_without_redis_a_first_run_publishes_tables_and_files_all_the_same(shop, tmp_path):
     line, _ = shop
-    first = line_in(tmp_path, data=line.settings.data, redis_url=NOBODY_LISTENS)
-    first.settings.home.mkdir()
-    shutil.copy(line.settings.warehouse.path, first.settings.warehouse.path)
+    copy = copied(line, tmp_path)
+    first = Line(replace(copy.settings, redis_url=NOBODY_LISTENS))
     with first.settings.warehouse.connect() as connection:
         connection.execute("drop schema serving cascade")
 
@@ -310,9 +363,7 @@ def test_without_redis_a_first_run_publishes_tables_and_files_all_the_same(shop,
 
 def test_redis_can_be_left_out(shop, tmp_path):
     line, _ = shop
-    without = line_in(tmp_path, data=line.settings.data)
-    without.settings.home.mkdir()
-    shutil.copy(line.settings.warehouse.path, without.settings.warehouse.path)
+    without = copied(line, tmp_path)
 
     result = without.run(dg.AssetSelection.groups("serving"))
 

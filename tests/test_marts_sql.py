@@ -59,12 +59,15 @@ MODELS = [
     "users",
     "popularity",
     "backtest_popularity",
+    "int_baskets",
+    "int_pair_counts",
     "product_pairs",
     "holdout",
 ]
 UNDONE_MODELS = MODELS[:2]
 UP_TO_PRODUCTS = MODELS[:4]
 SIGNAL_MODELS = [*UP_TO_PRODUCTS, "int_user_signals", "signals"]
+PAIR_MODELS = ["int_baskets", "int_pair_counts", "product_pairs"]
 BACKTEST_MODELS = [*UP_TO_PRODUCTS, "backtest_signals", "backtest_popularity"]
 DAILY_SIGNALS = {
     "user_id": pl.String,
@@ -558,7 +561,7 @@ def _trending(reach: Mapping[tuple[str, str, int], float], available: set[str], 
     )
 )
 def test_pairs_are_counted_and_scored_as_by_hand(marts: Marts, days: list[Day]):
-    marts.build(days, products=CATALOGUE, models=[*UP_TO_PRODUCTS, "product_pairs"])
+    marts.build(days, products=CATALOGUE, models=[*UP_TO_PRODUCTS, *PAIR_MODELS])
 
     left_out = _flagged(marts, "outlier_since", AS_OF)
     baskets: dict[tuple[str, str, date], set[str]] = defaultdict(set)

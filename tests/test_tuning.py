@@ -7,9 +7,10 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from ml_assets.assets import RecommenderSettings
-from ml_assets.tuning import SPACES, TRIALS, Outcome, best_trial, search
+from ml_assets.tuning import BLEND_SPACE, SPACES, TRIALS, Outcome, best_trial, search
 
 START = RecommenderSettings().as_settings()
+SPACE = {**SPACES["item_item"], **BLEND_SPACE}
 NOTHING_DONE = pl.DataFrame(schema=TRIALS)
 
 
@@ -19,10 +20,13 @@ def hill(settings):
     return Outcome(value=1 - miss, n_users=10)
 
 
-def run(evaluate=hill, *, n_trials=12, seed=1, done=NOTHING_DONE, seconds=60.0, study="s"):
+def run(
+    evaluate=hill, *, n_trials=12, seed=1, done=NOTHING_DONE, seconds=60.0, study="s", space=SPACE
+):
     rows = search(
         "item_item",
         study=study,
+        space=space,
         start=START,
         evaluate=evaluate,
         n_trials=n_trials,
@@ -41,9 +45,7 @@ def test_the_first_trial_is_the_settings_one_starts_from_and_the_best_is_no_wors
     trials = run(n_trials=30)
 
     first = json.loads(trials["settings"][0])
-    assert {name: first[name] for name in SPACES["item_item"]} == {
-        name: START[name] for name in SPACES["item_item"]
-    }
+    assert {name: first[name] for name in SPACE} == {name: START[name] for name in SPACE}
     best = best_trial(trials)
     assert best is not None and best["value"] > trials["value"][0] + 0.1
     assert best["value"] == trials["value"].max()
@@ -52,7 +54,7 @@ def test_the_first_trial_is_the_settings_one_starts_from_and_the_best_is_no_wors
 def test_all_that_is_tried_is_in_range_and_the_two_weights_add_up_to_one():
     for text in run()["settings"]:
         settings = json.loads(text)
-        for name, (low, high, _) in SPACES["item_item"].items():
+        for name, (low, high, _) in SPACE.items():
             assert low <= settings[name] <= high
             assert isinstance(settings[name], int) == isinstance(low, int)
         assert settings["w_cf"] + settings["w_content"] == pytest.approx(1)
@@ -98,19 +100,20 @@ def test_no_trial_starts_when_the_seconds_are_over():
     assert len(run(seconds=0.0)) == 0
 
 
-def test_an_unknown_model_is_named_with_those_there_are():
-    with pytest.raises(
-        ValueError, match="nothing to search for 'svd'; choose one of als, item_item"
-    ):
-        next(
-            search(
-                "svd",
-                study="s",
-                start=START,
-                evaluate=hill,
-                n_trials=1,
-                seconds=1,
-                seed=1,
-                done=NOTHING_DONE,
-            )
-        )
+def test_words_are_chosen_among_those_there_are():
+    space = SPACES["item_knn"]
+
+    trials = run(lambda _: Outcome(1.0, 10), space=space)
+
+    tried = [json.loads(text) for text in trials["settings"]]
+    assert {each["knn_weighting"] for each in tried} == {"cosine", "bm25", "tfidf"}
+    assert "w_content" not in tried[0]
+
+
+@pytest.mark.parametrize("model", sorted(SPACES))
+def test_the_settings_of_a_fresh_clone_lie_in_the_space_of_each_model(model):
+    for name, each in {**SPACES[model], **BLEND_SPACE}.items():
+        if isinstance(each[0], str):
+            assert START[name] in each
+        else:
+            assert each[0] <= START[name] <= each[1], name

@@ -14,6 +14,7 @@
         'trending_days': 1,
         'basket_max_products': 2,
         'min_pair_support': 1,
+        'pairs_at_once': 1,
         'pairs_per_product': 1,
     } %}
     {% for name, minimum in least.items() %}

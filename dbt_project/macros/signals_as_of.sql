@@ -8,13 +8,23 @@ are these two macros: what is measured is what is served.
 {#- CTEs of counted_days and `user_signals`. Grain: (user_id, product_id). -#}
 {% macro user_signals_as_of(period, of_users='') %}
 {{ counted_days(period, of_users=of_users) }}
+-- Not a window over the days: that would sort them all.
+user_clocks as (
+
+    select user_id, min(age_days) as idle_days
+    from counted_days
+    group by user_id
+
+),
+
+-- A user's own clock: it stands still while they do nothing.
 aged as (
 
-    -- A user's own clock: it stands still while they do nothing.
     select
-        *,
-        min(age_days) over (partition by user_id) as idle_days
+        counted_days.*,
+        user_clocks.idle_days
     from counted_days
+    inner join user_clocks using (user_id)
 
 ),
 

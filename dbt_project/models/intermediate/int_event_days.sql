@@ -9,10 +9,13 @@ events as (
 
 ),
 
+{{ event_types_of_days() }}
+
 known_types as (
 
     -- A type that loses its weight stops the build of every day it occurs on.
-    select string_agg(event_type, ' ' order by event_type) as names from {{ ref('event_weights') }}
+    select string_agg(event_type || ' ' || has_products, ' ' order by event_type) as names
+    from event_types
 
 ),
 

@@ -1,105 +1,41 @@
 -- Grain: one row per (product, relation, rank): what else was in the basket.
 with
 
-{{ counted_days('as_of') }}
-
-people as (
-
-    -- An outlier (a reseller, a test account) puts everything beside everything.
-    select
-        user_id,
-        row_number() over (order by user_id)::integer as user_number
-    from {{ ref('int_user_activity') }}
-    where coalesce(outlier_since > (select until_on from period), true)
-
-),
-
 catalogue as (
 
-    -- Numbers instead of ids: the join below makes tens of millions of rows.
     select
         product_id,
         is_available,
-        row_number() over (order by product_id)::integer as product_number
+        {{ product_number() }} as product_number
     from {{ ref('products') }}
-
-),
-
-contents as (
-
-    -- A click is a look as well, and a product looked at twice is in the basket once.
-    select distinct
-        counted_days.event_type = 'purchase' as is_bought,
-        people.user_number,
-        counted_days.event_on,
-        catalogue.product_number
-    from counted_days
-    inner join people using (user_id)
-    inner join catalogue using (product_id)
-    where counted_days.event_type in ('purchase', 'view', 'click')
-
-),
-
-baskets as (
-
-    select is_bought, user_number, event_on
-    from contents
-    group by is_bought, user_number, event_on
-    having count(*) <= {{ var('basket_max_products') }}
 
 ),
 
 basket_products as (
 
-    select contents.*
-    from contents
-    semi join baskets using (is_bought, user_number, event_on)
+    select * from {{ ref('int_baskets') }}
+
+),
+
+pairs as (
+
+    select * from {{ ref('int_pair_counts') }}
 
 ),
 
 basket_counts as (
 
     select is_bought, count(*) as n_baskets
-    from baskets
+    from (select distinct is_bought, user_number, event_on from basket_products) as baskets
     group by is_bought
 
 ),
 
 product_counts as (
 
-    -- A product in fewer baskets than a pair needs has no pair: dropped before the join.
     select is_bought, product_number, count(*) as n_baskets
     from basket_products
     group by is_bought, product_number
-    having count(*) >= {{ var('min_pair_support') }}
-
-),
-
-candidates as (
-
-    select basket_products.*
-    from basket_products
-    semi join product_counts using (is_bought, product_number)
-
-),
-
-pairs as (
-
-    -- Each pair once, the smaller number first; a basket holds at most basket_max_products.
-    select
-        one.is_bought,
-        one.product_number,
-        other.product_number as other_product_number,
-        count(*) as n_together
-    from candidates as one
-    inner join candidates as other
-        on
-            one.user_number = other.user_number
-            and one.event_on = other.event_on
-            and one.is_bought = other.is_bought
-            and one.product_number < other.product_number
-    group by one.is_bought, one.product_number, other.product_number
-    having count(*) >= {{ var('min_pair_support') }}
 
 ),
 

@@ -1,0 +1,97 @@
+"""Models side by side on folds: what is asked, who is paired with whom."""
+
+from datetime import date
+
+import numpy as np
+import polars as pl
+import pytest
+import scipy.sparse as sp
+from frames_for_tests import SETTINGS, checkerboard, popularity_of, products_of, signals_of
+from test_backtest import OWN_NUMBER
+
+from ml_assets.backtest import look_back
+from ml_assets.comparison import (
+    compare,
+    fit_sources,
+    learn_blend,
+    lists_of,
+    lists_of_each,
+    new_answers,
+    opinions_on,
+)
+
+N = 12
+PRODUCTS = products_of({f"{i:03}": f"{'odd' if i % 2 else 'even'} n{i}" for i in range(N)})
+
+
+@pytest.fixture
+def past():
+    return look_back(
+        signals=signals_of(checkerboard(N)),
+        holdout=OWN_NUMBER,
+        products=PRODUCTS,
+        popularity=popularity_of(popular=PRODUCTS["product_id"].to_list()),
+        holdout_from=date(2024, 6, 1),
+        as_of=date(2024, 6, 29),
+        settings=SETTINGS,
+    )
+
+
+def test_asking_leaves_the_fold_as_it_was(past):
+    before = past.questions.relevant.copy()
+
+    new_answers(past)
+
+    assert (past.questions.relevant != before).nnz == 0
+    assert past.questions.relevant.nnz == before.nnz
+
+
+def test_sources_of_every_kind_are_blended_and_found_what_they_know(past):
+    names = ["item_item", "als", "content", "popular", "trending"]
+    models, skipped = fit_sources(past, names, SETTINGS)
+    fold = opinions_on(past, models, SETTINGS)
+
+    weights = learn_blend([fold])
+    learned = lists_of(fold, weights.of_users(fold.history_size))
+    each = lists_of_each(past, models, SETTINGS)
+
+    assert list(models) == names and skipped == {}
+    assert weights.names == tuple(names)
+    users = past.questions.matrix.user_ids
+    found = compare(
+        [(users, new_answers(past), {**each, "learned": learned})], beside="learned", seed=1
+    )
+    recall = dict(found.filter(pl.col("metric") == "recall@5").select("model", "value").iter_rows())
+    # What is learned on a fold and asked about the same can only be as good or better.
+    assert recall["learned"] >= recall["popular"]
+    assert recall["item_item"] == 1.0
+
+
+def test_a_source_that_cannot_be_fitted_is_left_out_with_the_reason(past):
+    from dataclasses import replace
+
+    without_text = replace(past, terms=None, no_terms="no product has text")
+
+    models, skipped = fit_sources(without_text, ["content", "popular"], SETTINGS)
+
+    assert list(models) == ["popular"]
+    assert skipped == {"content": "no product has text"}
+
+
+def test_a_difference_is_taken_user_by_user_over_all_folds():
+    users = pl.Series([f"u{i}" for i in range(40)])
+    relevant = sp.csr_matrix(np.ones((40, 1), np.float32))
+    hits, misses = np.zeros((40, 1), np.int32), np.full((40, 1), -1, np.int32)
+    half = np.where(np.arange(40)[:, None] < 20, hits, misses)
+
+    found = compare(
+        [(users, relevant, {"a": hits, "b": half}), (users, relevant, {"a": hits, "b": misses})],
+        beside="a",
+        seed=1,
+    ).filter(pl.col("metric") == "recall@20")
+
+    (a, b) = found.sort("model").to_dicts()
+    assert (a["value"], b["value"], b["n_users"]) == (1.0, 0.25, 40)
+    assert b["difference"] == 0.75
+    assert 0.6 < b["difference_low"] < 0.75 < b["difference_high"] < 0.9
+    assert a["difference"] == a["difference_low"] == a["difference_high"] == 0
