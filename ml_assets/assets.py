@@ -122,7 +122,7 @@ class RecommenderSettings(dg.ConfigurableResource):
     filter_gamma: float = 0.05
     low_pass_factors: int = 256
     low_pass_weight: float = 0.3
-    sharpening: float = 2.5
+    sharpening: float = 0.5
     sharpening_steps: int = 1
     knn_weighting: str = "tfidf"
     walk_power: float = 0.7
@@ -547,7 +547,7 @@ def offline_metrics(
             progress=context.log.info,
             live=live if live is not None and live != settings else None,
         )
-    except TooLittleDataError as reason:
+    except CannotFitError as reason:
         context.log.warning(f"not evaluated: {reason}")
         return dg.Output(pl.DataFrame(schema=METRICS), metadata={"skipped": str(reason)})
     metadata: dict[str, Any] = {

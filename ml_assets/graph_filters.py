@@ -3,8 +3,8 @@
 Scores are history x M, and M is a polynomial of the item-item matrix P = A'A with A the normalised
 matrix of users and products, which takes only products with sparse matrices. Rows of M are made in
 blocks, and the entries of largest absolute value of each are kept; they may be negative. All
-filters learn from `learning.Taste`, and column i of M is multiplied by the share of product i's
-history that is left today, so that what is going out of season is proposed less.
+filters learn from `learning.Taste`, and column i of M is multiplied by `Taste.season`, so that
+what is going out of season is proposed less.
 """
 
 from collections.abc import Callable, Mapping
@@ -161,7 +161,7 @@ def _fit_blurred(
         _turned(of_items, target_scale, made)
         return made[: stop - start]
 
-    target_scale = taste.left_today.astype(np.float32)
+    target_scale = taste.season.astype(np.float32)
     return _keep_largest(rows, signals, taste, settings)
 
 
@@ -315,7 +315,7 @@ def _turned(columns: np.ndarray, scale: np.ndarray, out: np.ndarray) -> None:
 
 
 def _target_scale(taste: Taste, exponent: float) -> np.ndarray:
-    return (power(taste.item_degree, exponent) * taste.left_today).astype(np.float32)
+    return (power(taste.item_degree, exponent) * taste.season).astype(np.float32)
 
 
 def _require_memory(

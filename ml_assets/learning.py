@@ -24,14 +24,22 @@ class Taste:
             ten purchases say more than one, but not ten times as much.
         user_degree: `(n_users,)` float64, its row sums.
         item_degree: `(n_items,)` float64, its column sums.
-        left_today: `(n_items,)` float64, the share of a product's history that is left today, so
-            that what is going out of season is proposed less.
+        left_today: `(n_items,)` float64, the share of a product's history that is left today.
     """
 
     matrix: sp.csr_matrix
     user_degree: np.ndarray
     item_degree: np.ndarray
     left_today: np.ndarray
+
+    @property
+    def season(self) -> np.ndarray:
+        """`(n_items,)` float64, by how much less is proposed what is going out of season.
+
+        The square of the share left, as in `fit_item_item`: once for the weights of today, once
+        more because they are still falling. Better than once or never on the bundled shop.
+        """
+        return np.square(self.left_today)
 
     @property
     def is_known(self) -> np.ndarray:

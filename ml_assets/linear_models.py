@@ -1,8 +1,7 @@
 """Item-item models of the literature: nearest neighbours, random walks, and a regression.
 
 Scores are history x W. All of them learn from `learning.Taste`, and column i of W is multiplied
-by the share of product i's history that is left today, so that what is going out of season is
-proposed less.
+by `Taste.season`, so that what is going out of season is proposed less.
 """
 
 from collections.abc import Mapping
@@ -80,7 +79,7 @@ def fit_item_knn(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: in
         weighted,
         weighted,
         source_scale=power(length, -1).astype(np.float32),
-        target_scale=(power(length, -1) * taste.left_today).astype(np.float32),
+        target_scale=(power(length, -1) * taste.season).astype(np.float32),
         k=settings["neighbours"],
     )
     return by_history(signals, taste, follows)
@@ -115,7 +114,7 @@ def fit_rp3beta(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int
         sources,
         sp.csr_matrix(by_user @ sources),
         source_scale=power(taste.item_degree, -walk).astype(np.float32),
-        target_scale=(power(taste.item_degree, -popularity) * taste.left_today).astype(np.float32),
+        target_scale=(power(taste.item_degree, -popularity) * taste.season).astype(np.float32),
         k=settings["neighbours"],
     )
     return by_history(signals, taste, follows)
@@ -156,7 +155,7 @@ def fit_ease(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) -
     inverse = _inverse(ratings, settings["ease_regularization"] * float((ratings.data**2).mean()))
     to_known = np.full(n_items, n_known)
     to_known[known] = np.arange(n_known)
-    by_target = -taste.left_today[known] / np.diag(inverse)
+    by_target = -taste.season[known] / np.diag(inverse)
 
     def rows(start: int, stop: int, made: np.ndarray) -> np.ndarray:
         made[:] = 0

@@ -463,7 +463,20 @@ def test_a_negative_weight_stops_the_run_before_dbt_sees_it(tmp_path, monkeypatc
     assert "event_weights.csv" in said and "-1" in said
 
 
-@pytest.mark.parametrize("setting", [{"top_n": 0}, {"candidates": 5}, {"w_cf": -1.0}])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"top_n": 0},
+        {"candidates": 5},
+        {"w_cf": -1.0},
+        {"cf_model": "bpr"},
+        {"knn_weighting": "idf"},
+        {"filter_gamma": 0.0},
+        {"filter_degree": 0},
+        {"ease_regularization": 0.0},
+        {"memory_megabytes": 0},
+    ],
+)
 def test_a_setting_that_makes_no_sense_is_named(setting, tmp_path):
     from ml_assets.assets import RecommenderSettings
 

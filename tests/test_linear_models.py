@@ -41,12 +41,13 @@ def fit(name, matrix, **settings):
 
 
 def learned_from(matrix):
-    """R, and the share of each product's history that is left today."""
+    """R, and the square of the share of each product's history that is left today."""
     history, today = (
         each.toarray().astype(float) for each in (matrix.training_history, matrix.training)
     )
     before = history.sum(axis=0)
-    return np.sqrt(history), np.divide(today.sum(axis=0), before, where=before > 0, out=before * 0)
+    left = np.divide(today.sum(axis=0), before, where=before > 0, out=before * 0)
+    return np.sqrt(history), left**2
 
 
 def inverse_power(numbers, exponent):
@@ -141,8 +142,8 @@ def test_the_model_is_its_formula_without_the_diagonal(name, seed):
 
     model = fit(name, matrix)
 
-    ratings, left_today = learned_from(matrix)
-    expected = BY_HAND[name](ratings, SETTINGS) * left_today
+    ratings, season = learned_from(matrix)
+    expected = BY_HAND[name](ratings, SETTINGS) * season
     np.fill_diagonal(expected, 0)
     np.testing.assert_allclose(
         model.follows.toarray(), expected, atol=2e-5 * np.abs(expected).max()

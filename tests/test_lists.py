@@ -28,7 +28,8 @@ from ml_assets.model_tables import factor_frame, hybrid_of, vectors_of
 from ml_assets.models import als_user_factors
 from ml_assets.signal_matrix import build_signal_matrix
 
-FAMILIES = ["als", "item_item"]
+# graph_filter learns weights of either sign.
+FAMILIES = ["als", "item_item", "graph_filter"]
 
 
 @dataclass(frozen=True)

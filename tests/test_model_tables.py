@@ -227,11 +227,12 @@ def likeness(**changes):
 
 def test_likeness_by_an_item_item_model_is_a_share_of_what_follows_most():
     table = neighbour_frame(
-        ids("a", "b", "c"), sparse([[0, 8, 2], [1, 0, 0], [0, 0, 0]]), np.ones(3, bool)
+        ids("a", "b", "c"), sparse([[0, 8, 2], [1, 0, -3], [0, -1, 0]]), np.ones(3, bool)
     )
 
     [(matrix, weight)] = likeness(item_neighbours=table)
 
+    # What is spoken against is not alike.
     assert matrix.toarray().tolist() == [[0, 1, 0.25], [1, 0, 0], [0, 0, 0]]
     assert weight == 0.7
 
