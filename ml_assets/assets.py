@@ -530,7 +530,7 @@ def offline_metrics(
     """
     from ml_assets.backtest import backtest
     from ml_assets.judging import TARGETS, metric_table, segment_table
-    from ml_assets.signal_matrix import TooLittleDataError
+    from ml_assets.signal_matrix import CannotFitError
 
     holdout_from, as_of = _days(warehouse)
     settings = recommender.in_force(warehouse).as_settings()
