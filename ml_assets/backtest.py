@@ -50,11 +50,15 @@ class Backtest:
         metrics: METRICS, a block of rows per model, baselines first.
         skipped: The models left out, each with the reason.
         facts: What the segments are in this fold, and who was not asked, in words.
+        past: The fold.
+        hybrid: The models of the settings, over the asked users with a past.
     """
 
     metrics: pl.DataFrame
     skipped: dict[str, str]
     facts: dict[str, str]
+    past: "Past"
+    hybrid: Hybrid
 
 
 # Lists of all users of one kind, from what not to show them, `(n_users, n_items)`.
@@ -153,7 +157,8 @@ def backtest(
         settings=settings,
     )
     questions = past.questions
-    contenders, skipped = _contenders(past, settings, live)
+    hybrid, skipped = fit_blend(past, settings)
+    contenders = _contenders(past, hybrid, settings, live)
     judge = _judge(past, settings["seed"])
     found: dict[str, list[Verdict]] = {}
     for name, contender in contenders.items():
@@ -169,7 +174,8 @@ def backtest(
             for name, verdicts in found.items()
         ]
     )
-    return Backtest(metrics, skipped, judge.facts | _who_was_asked(questions, contenders))
+    facts = judge.facts | _who_was_asked(questions, contenders)
+    return Backtest(metrics, skipped, facts, past, hybrid)
 
 
 def look_back(
@@ -322,8 +328,8 @@ def _terms(texts: pl.Series) -> tuple[sp.csr_matrix | None, str]:
 
 
 def _contenders(
-    past: Past, settings: Mapping[str, Any], live: Mapping[str, Any] | None
-) -> tuple[dict[str, _Contender], dict[str, str]]:
+    past: Past, hybrid: Hybrid, settings: Mapping[str, Any], live: Mapping[str, Any] | None
+) -> dict[str, _Contender]:
     seed, questions = settings["seed"], past.questions
     acquainted = questions.matrix.for_users(np.flatnonzero(questions.is_known))
     strangers = questions.matrix.for_users(np.flatnonzero(~questions.is_known))
@@ -348,7 +354,6 @@ def _contenders(
             for each in (acquainted, strangers)
         )
         contenders[name] = _Contender(known, cold)
-    hybrid, skipped = fit_blend(past, settings)
     for name, model in ((settings["cf_model"], hybrid.cf), ("content", hybrid.content)):
         if model is not None:
             contenders[name] = _Contender(by(alone(model)), None)
@@ -356,7 +361,7 @@ def _contenders(
         contenders[DEFAULT] = blend(hybrid)
         if live is not None:
             contenders[LIVE] = blend(fit_blend(past, live)[0])
-    return contenders, skipped
+    return contenders
 
 
 def fit_blend(past: Past, settings: Mapping[str, Any]) -> tuple[Hybrid, dict[str, str]]:
