@@ -234,13 +234,13 @@ def _table(*key: str, frame: pl.Schema | None = None) -> dg.AssetIn:
         "item_factors": dg.AssetOut(
             key=["ml", "item_factors"],
             description="als: its vector of each product, one row per product; "
-            "`array_inner_product` with a user's vector is the raw score. Empty for item_item.",
+            "`array_inner_product` with a user's vector is the raw score. Empty for the others.",
             group_name="ml",
             kinds={"python", "duckdb"},
         ),
         "item_neighbours": dg.AssetOut(
             key=["ml", "item_neighbours"],
-            description="item_item: which products follow from one, one row per product; "
+            description="All models but als: which products follow from one, a row per product; "
             "`other_items` are values of `item`, and the weighted sum of `weights` over a user's "
             "history is the raw score. Empty for als.",
             group_name="ml",
@@ -338,7 +338,7 @@ def user_factors(
         "product_vectors": dg.AssetOut(
             key=["ml", "product_vectors"],
             description="als: what each product's text says, as a vector, one row per product "
-            "that has text. Empty for item_item, which compares the words themselves.",
+            "that has text. Empty for the others, which compare the words themselves.",
             group_name="ml",
             kinds={"python", "scikitlearn", "duckdb"},
         ),

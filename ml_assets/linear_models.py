@@ -131,7 +131,7 @@ def fit_ease(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) -
 
     Memory: 8 bytes x products^2 for the inverse, 18 bytes x neighbours x products, beside the
     signals; products are those somebody touched. Time: products^3 multiplications on one core,
-    a minute for 10,000 products.
+    half a minute for 12,000 products.
 
     Args:
         signals: Rows without signals stay without an opinion.

@@ -27,6 +27,7 @@ from ml_assets.learning import (
 )
 from ml_assets.linear_models import fit_ease, fit_item_knn, fit_rp3beta
 from ml_assets.signal_matrix import SignalMatrix
+from ml_assets.threads import over_blocks
 
 
 @dataclass(frozen=True)
@@ -115,28 +116,54 @@ def als_user_factors(
     Returns:
         `(n_users, f)` float32, zeros for a user without history.
     """
+    n_touched = np.diff(history.indptr)
+    if settings["regularization_power"]:
+        return _scaled_user_factors(item_factors, history, n_touched, settings)
     with threadpool_limits(1, "blas"):
-        als = _als({**settings, "factors": item_factors.shape[1], "iterations": 1}, seed=0)
-        als.item_factors = item_factors
-        n_touched = np.diff(history.indptr)
-        if not settings["regularization_power"]:
-            users = als.recalculate_user(np.arange(history.shape[0]), history)
-            return np.where(n_touched[:, None] > 0, users, np.float32(0))
-        # Products that nothing is known of do not count, so that new ones change nobody's vector.
-        n_known = int(item_factors.any(axis=1).sum())
-        users = np.zeros((history.shape[0], item_factors.shape[1]), np.float32)
-        # All who touched as many have the same regularisation.
-        order = np.argsort(n_touched, kind="stable")
-        ends = np.flatnonzero(np.diff(n_touched[order], append=-1)) + 1
-        for rows in np.split(order, ends[:-1]):
-            n = int(n_touched[rows[0]]) if len(rows) else 0
-            if n:
-                als.regularization = (
-                    settings["regularization"]
-                    * (n + n_known / settings["alpha"]) ** settings["regularization_power"]
-                )
-                users[rows] = als.recalculate_user(np.arange(len(rows)), history[rows])
+        als = _solver(item_factors, settings)
+        users = als.recalculate_user(np.arange(history.shape[0]), history)
+    return np.where(n_touched[:, None] > 0, users, np.float32(0))
+
+
+def _scaled_user_factors(
+    item_factors: np.ndarray,
+    history: sp.csr_matrix,
+    n_touched: np.ndarray,
+    settings: Mapping[str, Any],
+) -> np.ndarray:
+    """The same where the regularisation of a user depends on how many products they touched."""
+    # Products that nothing is known of do not count, so that new ones change nobody's vector.
+    unseen = int(item_factors.any(axis=1).sum()) / settings["alpha"]
+    users = np.zeros((history.shape[0], item_factors.shape[1]), np.float32)
+    # All who touched as many have the same regularisation, and are solved at once.
+    order = np.argsort(n_touched, kind="stable")
+    order = order[n_touched[order] > 0]
+    starts = np.flatnonzero(np.diff(n_touched[order], prepend=0))
+    groups = np.split(order, starts[1:]) if len(order) else []
+
+    def work(start: int, stop: int, als: Any) -> None:
+        for rows in groups[start:stop]:
+            als.regularization = settings["regularization"] * (
+                (n_touched[rows[0]] + unseen) ** settings["regularization_power"]
+            )
+            users[rows] = als.recalculate_user(np.arange(len(rows)), history[rows])
+
+    def solver() -> Any:
+        als = _solver(item_factors, settings)
+        # Threads of ours, a group each: implicit's would wait for each other after every group.
+        als.num_threads = 1
+        return als
+
+    with threadpool_limits(1, "blas"):
+        for _ in over_blocks(work, len(groups), rows_per_block=1, scratch=solver):
+            pass
     return users
+
+
+def _solver(item_factors: np.ndarray, settings: Mapping[str, Any]) -> Any:
+    als = _als({**settings, "factors": item_factors.shape[1], "iterations": 1}, seed=0)
+    als.item_factors = item_factors
+    return als
 
 
 def _scaled_item_factors(
@@ -366,7 +393,7 @@ def fit_model(name: str, signals: SignalMatrix, *, settings: Mapping[str, Any], 
 
     Raises:
         ValueError: if there is no such model.
-        TooLittleDataError: if the model cannot learn from so few signals.
+        CannotFitError: if the model cannot learn from so few signals, or in so little memory.
     """
     if name not in MODELS:
         raise ValueError(f"there is no model {name!r}; choose one of {', '.join(sorted(MODELS))}")

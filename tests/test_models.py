@@ -10,7 +10,7 @@ from frames_for_tests import SETTINGS, checkerboard, signals_of
 from polars.testing import assert_series_equal
 from references import history_scores, inner_products
 
-from ml_assets import content, models
+from ml_assets import content, threads
 from ml_assets.content import product_vectors, text_neighbours, tfidf
 from ml_assets.item_item import ItemItemModel
 from ml_assets.learning import TooMuchMemoryError
@@ -222,17 +222,10 @@ def test_als_with_growing_regularisation_minimises_what_it_should():
 
 
 def test_als_with_growing_regularisation_is_the_same_on_any_number_of_threads(monkeypatch):
-    matrix = matrix_of(checkerboard(12))
-    make, found = models._als, []
+    matrix, found = matrix_of(checkerboard(12)[::3]), []
 
     for n_threads in (1, 2):
-
-        def als(settings, seed, n_threads=n_threads):
-            made = make(settings, seed)
-            made.num_threads = n_threads
-            return made
-
-        monkeypatch.setattr(models, "_als", als)
+        monkeypatch.setattr(threads, "n_threads", lambda n=n_threads: n)
         found.append(fit_model("als", matrix, settings={**SETTINGS, **SCALED}, seed=0))
 
     assert (found[0].item_factors == found[1].item_factors).all()
