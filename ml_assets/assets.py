@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from datetime import date
 from typing import Any
 
 import dagster as dg
@@ -10,7 +11,6 @@ import numpy as np
 import polars as pl
 
 from ml_assets.frames import (
-    BLEND_CURVE,
     HOLDOUT,
     LIST_TABLES,
     METRICS,
@@ -503,29 +503,16 @@ def similar_products(
     )
 
 
-@dg.multi_asset(
-    outs={
-        "offline_metrics": dg.AssetOut(
-            key=["ml", "offline_metrics"],
-            description="How well each model would have done on the last weeks, and how sure that "
-            "is. One row per (fold, model, target, segment, metric).",
-            group_name="ml",
-            kinds={"python", "duckdb"},
-        ),
-        "blend_curve": dg.AssetOut(
-            key=["ml", "blend_curve"],
-            description="How well other weights would have done, from content alone to taste "
-            "alone. One row per (fold, w_cf, metric).",
-            group_name="ml",
-            kinds={"python", "duckdb"},
-        ),
-    },
+@dg.asset(
+    key=["ml", "offline_metrics"],
+    group_name="ml",
+    kinds={"python", "duckdb"},
+    deps=[["intermediate", "int_as_of"]],
     ins={
         "signals": _table("marts", "backtest_signals", frame=SIGNALS),
         "holdout": _table("marts", "holdout", frame=HOLDOUT),
         "popularity": _table("marts", "backtest_popularity", frame=POPULARITY),
         "products": _table("marts", "products", frame=PRODUCTS),
-        "as_of": dg.AssetIn(["intermediate", "int_as_of"]),
     },
 )
 def offline_metrics(
@@ -534,17 +521,18 @@ def offline_metrics(
     holdout: pl.DataFrame,
     popularity: pl.DataFrame,
     products: pl.DataFrame,
-    as_of: pl.DataFrame,
     recommender: RecommenderSettings,
     warehouse: dg.ResourceParam[Warehouse],
-) -> Iterator[dg.Output]:
-    """Ask the models about the last weeks, which they have not seen."""
+) -> dg.Output[pl.DataFrame]:
+    """How well each model would have done on the last weeks, and how sure that is.
+
+    One row per (fold, model, target, segment, metric).
+    """
     from ml_assets.backtest import backtest
-    from ml_assets.comparison import blend_curve
     from ml_assets.judging import TARGETS, metric_table, segment_table
     from ml_assets.signal_matrix import CannotFitError
 
-    ((last_day, holdout_from),) = as_of.select("as_of", "holdout_from").rows()
+    holdout_from, as_of = _days(warehouse)
     settings = recommender.in_force(warehouse).as_settings()
     live = _live_settings(warehouse)
     try:
@@ -554,19 +542,16 @@ def offline_metrics(
             products=products,
             popularity=popularity,
             holdout_from=holdout_from,
-            as_of=last_day,
+            as_of=as_of,
             settings=settings,
             progress=context.log.info,
             live=live if live is not None and live != settings else None,
         )
     except CannotFitError as reason:
         context.log.warning(f"not evaluated: {reason}")
-        skipped = {"skipped": str(reason)}
-        yield dg.Output(pl.DataFrame(schema=METRICS), "offline_metrics", metadata=skipped)
-        yield dg.Output(pl.DataFrame(schema=BLEND_CURVE), "blend_curve", metadata=skipped)
-        return
+        return dg.Output(pl.DataFrame(schema=METRICS), metadata={"skipped": str(reason)})
     metadata: dict[str, Any] = {
-        "fold": f"trained up to {holdout_from}, asked about the days after it up to {last_day}",
+        "fold": f"trained up to {holdout_from}, asked about the days after it up to {as_of}",
         "how_to_read": "intervals hold 95 % of resampled users; marked figures differ from the "
         "hybrid's: the interval of the difference on the same users excludes zero",
         **found.facts,
@@ -577,14 +562,7 @@ def offline_metrics(
         metadata[f"{target}_by_segment"] = dg.MetadataValue.md(
             segment_table(found.metrics, target=target, metric="ndcg@20")
         )
-    yield dg.Output(found.metrics, "offline_metrics", metadata=metadata)
-    curve = blend_curve(found.past, found.hybrid, settings)
-    points = curve.filter(pl.col("metric") == "ndcg@20").select("w_cf", "value", "low", "high")
-    yield dg.Output(
-        curve,
-        "blend_curve",
-        metadata={"ndcg@20": dg.MetadataValue.md(markdown_table(points))},
-    )
+    return dg.Output(found.metrics, metadata=metadata)
 
 
 def _live_settings(warehouse: Warehouse) -> dict[str, Any] | None:
@@ -601,6 +579,15 @@ def _live_settings(warehouse: Warehouse) -> dict[str, Any] | None:
     settings: dict[str, Any] = json.loads(kept[0][0])
     # A version from before a setting was there had today's default.
     return {**RecommenderSettings().as_settings(), **settings}
+
+
+def _days(warehouse: Warehouse) -> tuple[date, date]:
+    with warehouse.connect() as connection:
+        row = connection.execute(
+            "select holdout_from, as_of from intermediate.int_as_of"
+        ).fetchone()
+    assert row is not None
+    return row
 
 
 def sample(

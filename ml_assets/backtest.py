@@ -50,15 +50,11 @@ class Backtest:
         metrics: METRICS, a block of rows per model, baselines first.
         skipped: The models left out, each with the reason.
         facts: What the segments are in this fold, and who was not asked, in words.
-        past: The fold.
-        hybrid: The models of the settings, over the asked users with a past.
     """
 
     metrics: pl.DataFrame
     skipped: dict[str, str]
     facts: dict[str, str]
-    past: "Past"
-    hybrid: Hybrid
 
 
 # Lists of all users of one kind, from what not to show them, `(n_users, n_items)`.
@@ -157,8 +153,7 @@ def backtest(
         settings=settings,
     )
     questions = past.questions
-    hybrid, skipped = fit_blend(past, settings)
-    contenders = _contenders(past, hybrid, settings, live)
+    contenders, skipped = _contenders(past, settings, live)
     judge = _judge(past, settings["seed"])
     found: dict[str, list[Verdict]] = {}
     for name, contender in contenders.items():
@@ -174,8 +169,7 @@ def backtest(
             for name, verdicts in found.items()
         ]
     )
-    facts = judge.facts | _who_was_asked(questions, contenders)
-    return Backtest(metrics, skipped, facts, past, hybrid)
+    return Backtest(metrics, skipped, judge.facts | _who_was_asked(questions, contenders))
 
 
 def look_back(
@@ -328,8 +322,8 @@ def _terms(texts: pl.Series) -> tuple[sp.csr_matrix | None, str]:
 
 
 def _contenders(
-    past: Past, hybrid: Hybrid, settings: Mapping[str, Any], live: Mapping[str, Any] | None
-) -> dict[str, _Contender]:
+    past: Past, settings: Mapping[str, Any], live: Mapping[str, Any] | None
+) -> tuple[dict[str, _Contender], dict[str, str]]:
     seed, questions = settings["seed"], past.questions
     acquainted = questions.matrix.for_users(np.flatnonzero(questions.is_known))
     strangers = questions.matrix.for_users(np.flatnonzero(~questions.is_known))
@@ -354,6 +348,7 @@ def _contenders(
             for each in (acquainted, strangers)
         )
         contenders[name] = _Contender(known, cold)
+    hybrid, skipped = fit_blend(past, settings)
     for name, model in ((settings["cf_model"], hybrid.cf), ("content", hybrid.content)):
         if model is not None:
             contenders[name] = _Contender(by(alone(model)), None)
@@ -361,7 +356,7 @@ def _contenders(
         contenders[DEFAULT] = blend(hybrid)
         if live is not None:
             contenders[LIVE] = blend(fit_blend(past, live)[0])
-    return contenders
+    return contenders, skipped
 
 
 def fit_blend(past: Past, settings: Mapping[str, Any]) -> tuple[Hybrid, dict[str, str]]:

@@ -10,17 +10,13 @@ import scipy.sparse as sp
 from ml_assets.backtest import Past, alone, content_model, global_popularity, rank
 from ml_assets.blending import BlendWeights, Fold, ask, best_of_blend, learn_weights
 from ml_assets.evaluation import CUTOFFS, PerUser, accuracy, find
-from ml_assets.frames import BLEND_CURVE
 from ml_assets.intervals import draw_users, pool, resample
 from ml_assets.item_item import NOTHING
 from ml_assets.models import Model, fit_model
-from ml_assets.recommend import Hybrid
 from ml_assets.signal_matrix import CannotFitError, TooLittleDataError
 
 # Products that each source proposes: more changed no figure on the shops that were tried.
 CANDIDATES_OF_A_SOURCE = 100
-# Enough for intervals of half a per cent; a point costs a second for each fifty thousand.
-_USERS_OF_A_CURVE = 5_000
 # Groups of users by the products they touched: from nothing much to a lot.
 GROUPS = (0, 5, 20)
 
@@ -110,58 +106,6 @@ def lists_of_each(
     return {
         name: rank(past, alone(model), exclude, settings=settings) for name, model in models.items()
     }
-
-
-def blend_curve(past: Past, hybrid: Hybrid, settings: Mapping[str, Any]) -> pl.DataFrame:
-    """BLEND_CURVE: Recall@20 and NDCG@20 of new products, from content alone to taste alone.
-
-    Both models are asked once, about `_USERS_OF_A_CURVE` users at most; each point weighs the same
-    z-scores anew. Empty if there is no blend.
-    """
-    if hybrid.cf is None or hybrid.content is None:
-        return pl.DataFrame(schema=BLEND_CURVE)
-    is_known = past.questions.is_known
-    rng = np.random.default_rng(settings["seed"])
-    n_known = int(is_known.sum())
-    rows = np.sort(rng.choice(n_known, min(n_known, _USERS_OF_A_CURVE), replace=False))
-    relevant = sp.csr_matrix(new_answers(past)[rows])
-    opinions = ask(
-        {"cf": hybrid.cf.for_users(rows), "content": hybrid.content.for_users(rows)},
-        k=CANDIDATES_OF_A_SOURCE,
-        exclude=sp.csr_matrix(past.questions.matrix.touched[np.flatnonzero(is_known)[rows]]),
-        eligible=past.eligible,
-        block_bytes=settings["block_bytes"],
-    )
-    points = np.linspace(0.0, 1.0, 11).round(1)
-    figures = []
-    for w_cf in points:
-        weights = np.tile([w_cf, 1.0 - w_cf], (len(rows), 1))
-        best, _ = best_of_blend(opinions, weights, k=20)
-        figures.append(accuracy(find(best, relevant), relevant, cutoffs=(20,)))
-    frames = []
-    drawn = resample(figures, draw_users(np.arange(len(rows)), seed=settings["seed"]))
-    for w_cf, found in zip(points, drawn, strict=True):
-        low, high = found.interval()
-        frames.append(
-            pl.DataFrame(
-                {
-                    "fold": past.fold,
-                    "w_cf": w_cf,
-                    "w_content": round(1.0 - w_cf, 1),
-                    "metric": found.names,
-                    "value": found.value,
-                    "low": low,
-                    "high": high,
-                    "n_users": found.n_users,
-                }
-            )
-        )
-    return (
-        pl.concat(frames)
-        .filter(pl.col("metric").is_in(["recall@20", "ndcg@20"]) & (pl.col("n_users") > 0))
-        .with_columns(pl.col(pl.Float64).fill_nan(None))
-        .match_to_schema(BLEND_CURVE)
-    )
 
 
 def compare(

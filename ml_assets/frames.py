@@ -95,18 +95,6 @@ METRICS = _frame(
     is_different=pl.Boolean,
 )
 
-# The blend of the fold with other weights: one row per (fold, w_cf, metric).
-BLEND_CURVE = _frame(
-    fold=pl.String,
-    w_cf=pl.Float64,
-    w_content=pl.Float64,
-    metric=pl.String,
-    value=pl.Float64,
-    low=pl.Float64,
-    high=pl.Float64,
-    n_users=pl.Int64,
-)
-
 NEIGHBOURS = pl.Schema(
     [
         ("product_id", pl.String),

@@ -31,31 +31,6 @@ _BY_USER = {
 }
 
 
-# The lists as other weights would have them, among the candidates there are; with the weights of
-# the run these are the models' rows of ml.recommendations, to the last bit.
-_BLENDED = """
-create or replace macro ml.blended(w_cf, w_content) as table
-    with scored as (
-        select
-            user_id,
-            product_id,
-            w_cf * coalesce(cf_score, 0) + w_content * coalesce(content_score, 0) as score,
-            cf_score,
-            content_score
-        from ml.candidates
-    )
-    select
-        user_id,
-        row_number() over (partition by user_id order by score desc, product_id)::integer as rank,
-        product_id,
-        score,
-        cf_score,
-        content_score
-    from scored
-    qualify rank <= {top_n}
-"""
-
-
 @dataclass(frozen=True)
 class ListsReport:
     """What was done. n_rows is by table."""
@@ -78,8 +53,6 @@ def make_lists(
     progress: Progress,
 ) -> ListsReport:
     """Bring ml.candidates and ml.recommendations up to date; see `touched.py` for who is scored.
-
-    And define `ml.blended(w_cf, w_content)`, the lists under other weights.
 
     Args:
         connection: The warehouse, for writing, outside a transaction.
@@ -140,7 +113,6 @@ def make_lists(
             )
             _append(connection, "recommendations", recommendations)
             progress(f"scored {start + len(part):,} of {len(rows):,} users")
-        connection.execute(_BLENDED.format(top_n=int(settings["top_n"])))
         connection.execute("commit")
     except BaseException:
         connection.execute("rollback")

@@ -24,7 +24,6 @@ _LEARNED = dg.AssetSelection.assets(
     ["ml", "product_vectors"],
     ["ml", "content_neighbours"],
     ["ml", "offline_metrics"],
-    ["ml", "blend_curve"],
     ["intermediate", "int_backtest_undone_days"],
     ["marts", "backtest_signals"],
     ["marts", "backtest_popularity"],

@@ -147,38 +147,6 @@ def test_published_scores_add_up_in_sql(shop):
     assert wrong == 0
 
 
-def test_blending_again_in_sql_gives_the_published_lists_and_other_weights_other_ones(shop):
-    line, _ = shop
-
-    published = line.query(
-        "select user_id, rank, product_id, score from ml.recommendations"
-        " where source in ('hybrid', 'content') order by all"
-    )
-    again = line.query(
-        "select user_id, rank, product_id, score from ml.blended(0.7, 0.3) order by all"
-    )
-    others = line.query(
-        "select user_id, rank, product_id, score from ml.blended(0.2, 0.8) order by all"
-    )
-
-    assert len(published) > 2_000
-    assert again == published
-    assert [row[:3] for row in others] != [row[:3] for row in again]
-
-
-def test_the_curve_of_the_blend_has_a_point_for_each_pair_of_weights(shop):
-    line, _ = shop
-
-    points = line.query(
-        "select w_cf, w_content, value, low <= value and value <= high from ml.blend_curve"
-        " where metric = 'ndcg@20' order by 1"
-    )
-
-    assert [w_cf for w_cf, *_ in points] == pytest.approx([i / 10 for i in range(11)])
-    assert all(abs(w_cf + w_content - 1) < 1e-9 and inside for w_cf, w_content, _, inside in points)
-    assert len({value for _, _, value, _ in points}) > 3
-
-
 def test_models_are_tables_and_sql_can_score_with_them(shop):
     line, _ = shop
 
