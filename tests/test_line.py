@@ -147,6 +147,26 @@ def test_published_scores_add_up_in_sql(shop):
     assert wrong == 0
 
 
+MODEL_ROWS = """
+    select user_id, rank, product_id, score, cf_score, content_score, source
+    from ml.recommendations
+    where source in ('hybrid', 'content')
+    order by user_id, rank
+"""
+
+
+def test_the_published_lists_can_be_blended_again_in_sql(shop):
+    line, _ = shop
+
+    again = line.query("from ml.blended(0.7, 0.3) order by user_id, rank")
+    texts_only = line.query("from ml.blended(0, 1, top_n := 3) order by user_id, rank")
+
+    assert again == line.query(MODEL_ROWS) and len(again) > 1000
+    assert [row[3] for row in texts_only] == [row[5] or 0 for row in texts_only]
+    assert max(row[1] for row in texts_only) == 3
+    assert {row[2] for row in texts_only} != {row[2] for row in again if row[1] <= 3}
+
+
 def test_models_are_tables_and_sql_can_score_with_them(shop):
     line, _ = shop
 
