@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import html
 import io
 import json
 import shutil
@@ -240,6 +241,24 @@ def test_the_metrics_of_models_and_baselines_are_a_table(shop):
     assert beaten == [(True, True)]
 
 
+def test_the_report_tells_the_figures_of_the_run(shop):
+    line, _ = shop
+    page = (line.settings.home / "reports" / "latest.html").read_text(encoding="utf-8")
+
+    values = line.query(
+        "select value from ml.offline_metrics where model = 'hybrid' and segment = 'known'"
+        " and metric in ('recall@20', 'ndcg@20', 'coverage@20')"
+        " union all select value from ml.blend_curve where metric = 'ndcg@20'"
+        " union all select value from ml.learning_curve where metric = 'ndcg@20'"
+    )
+    assert len(values) > 6 + 22 + 2
+    assert [value for (value,) in values if f"{value:.4f}" not in page] == []
+    for (user,) in line.query("select distinct user_id from ml.backtest_examples"):
+        assert html.escape(f"Customer {user} ") in page
+    as_of = line.value("select as_of from intermediate.int_as_of")
+    assert len(list((line.settings.home / "reports").glob(f"{as_of}-????????.html"))) >= 1
+
+
 def test_great_expectations_wrote_its_documents(shop):
     line, _ = shop
     site = line.settings.home / "gx" / "uncommitted" / "data_docs" / "local_site"
@@ -406,6 +425,8 @@ def test_a_shop_with_one_user_one_product_and_no_titles_is_served(tmp_path):
     rows = line.query("select user_id, product_id, source from serving.current_recommendations")
     assert rows in ([("u", "p", "trending")], [("u", "p", "popular")])
     assert line.query("select * from ml.offline_metrics") == []
+    page = (line.settings.home / "reports" / "latest.html").read_text(encoding="utf-8")
+    assert "No fold of the past could be asked" in page
 
 
 BAD = {
