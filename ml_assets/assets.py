@@ -11,12 +11,16 @@ import numpy as np
 import polars as pl
 
 from ml_assets.frames import (
+    BLEND_CURVE,
+    DATED_SIGNALS,
     HOLDOUT,
+    LEARNING_CURVE,
     LIST_TABLES,
     METRICS,
     NEIGHBOURS,
     POPULARITY,
     PRODUCTS,
+    RECOMMENDATIONS,
     SIGNALS,
     USERS,
 )
@@ -563,6 +567,127 @@ def offline_metrics(
             segment_table(found.metrics, target=target, metric="ndcg@20")
         )
     return dg.Output(found.metrics, metadata=metadata)
+
+
+@dg.multi_asset(
+    outs={
+        "blend_curve": dg.AssetOut(
+            key=["ml", "blend_curve"],
+            description="How good the blend would be with other weights, on the fold of "
+            "offline_metrics. One row per (w_cf, target, metric).",
+            group_name="ml",
+            kinds={"python", "duckdb"},
+        ),
+        "learning_curve": dg.AssetOut(
+            key=["ml", "learning_curve"],
+            description="How good the blend would be, had the shop's records begun so many days "
+            "before the fold. One row per (n_days, target, metric).",
+            group_name="ml",
+            kinds={"python", "duckdb"},
+        ),
+        "backtest_examples": dg.AssetOut(
+            key=["ml", "backtest_examples"],
+            description="Lists of a few users as they would have been made before the fold of "
+            "offline_metrics. One row per (user, rank).",
+            group_name="ml",
+            kinds={"python", "duckdb"},
+        ),
+    },
+    deps=[["intermediate", "int_as_of"]],
+    ins={
+        "signals": _table("marts", "backtest_signals", frame=DATED_SIGNALS),
+        "holdout": _table("marts", "holdout", frame=HOLDOUT),
+        "popularity": _table("marts", "backtest_popularity", frame=POPULARITY),
+        "products": _table("marts", "products", frame=PRODUCTS),
+    },
+)
+def curves_of_blend(
+    context: dg.AssetExecutionContext,
+    signals: pl.DataFrame,
+    holdout: pl.DataFrame,
+    popularity: pl.DataFrame,
+    products: pl.DataFrame,
+    recommender: RecommenderSettings,
+    warehouse: dg.ResourceParam[Warehouse],
+) -> Iterator[dg.Output[pl.DataFrame]]:
+    """Weigh the models otherwise, and learn from less, on the fold of offline_metrics."""
+    from ml_assets.backtest import look_back
+    from ml_assets.curves import curves
+    from ml_assets.signal_matrix import CannotFitError
+
+    holdout_from, as_of = _days(warehouse)
+    settings = recommender.in_force(warehouse).as_settings()
+    frames = [pl.DataFrame(schema=each) for each in (BLEND_CURVE, LEARNING_CURVE, RECOMMENDATIONS)]
+    metadata = {}
+    try:
+        past = look_back(
+            signals=signals,
+            holdout=holdout,
+            products=products,
+            popularity=popularity,
+            holdout_from=holdout_from,
+            as_of=as_of,
+            settings=settings,
+        )
+        found = curves(
+            past,
+            signals=signals,
+            products=products,
+            holdout_from=holdout_from,
+            settings=settings,
+            progress=context.log.info,
+        )
+        frames = [found.blend, found.learning, found.examples]
+    except CannotFitError as reason:
+        context.log.warning(f"not measured: {reason}")
+        metadata["skipped"] = str(reason)
+    names = ("blend_curve", "learning_curve", "backtest_examples")
+    for name, frame in zip(names, frames, strict=True):
+        yield dg.Output(frame, name, metadata=metadata)
+
+
+@dg.asset(
+    key=["ml", "report"],
+    group_name="ml",
+    kinds={"python", "html"},
+    deps=[
+        ["ml", "offline_metrics"],
+        ["ml", "blend_curve"],
+        ["ml", "learning_curve"],
+        ["ml", "backtest_examples"],
+        ["ml", "recommendations"],
+        ["marts", "holdout"],
+    ],
+)
+def report(
+    context: dg.AssetExecutionContext,
+    recommender: RecommenderSettings,
+    warehouse: dg.ResourceParam[Warehouse],
+) -> dg.MaterializeResult:
+    """How good the recommendations are, for people: one HTML file that needs no network."""
+    from ml_assets.findings import read_findings
+    from ml_assets.report import make_report
+
+    settings = recommender.in_force(warehouse)
+    with warehouse.connect() as connection:
+        findings = read_findings(
+            connection, run_id=context.run.run_id, w_cf=settings.w_cf, w_content=settings.w_content
+        )
+    made = make_report(findings)
+    folder = warehouse.path.parent / "reports"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{findings.as_of}-{context.run.run_id[:8]}.html"
+    for each in (path, folder / "latest.html"):
+        each.write_text(made.html, encoding="utf-8")
+    return dg.MaterializeResult(
+        metadata={
+            "path": dg.MetadataValue.path(str(path)),
+            **{
+                name: dg.MetadataValue.md(f"![{name}]({picture})")
+                for name, picture in made.pictures.items()
+            },
+        }
+    )
 
 
 def _live_settings(warehouse: Warehouse) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ import scipy.sparse as sp
 
 from ml_assets.content import product_vectors, text_neighbours, tfidf
 from ml_assets.evaluation import CUTOFFS, PerUser, accuracy, find
-from ml_assets.fallback import arrange_popularity, fill_lists
+from ml_assets.fallback import PopularityLists, arrange_popularity, fill_lists
 from ml_assets.frames import USERS
 from ml_assets.judging import TARGETS, Judge, Questions, Verdict, metric_rows
 from ml_assets.models import (
@@ -437,22 +437,34 @@ def _lists(
     contender: _Contender, questions: Questions, popularity: pl.DataFrame
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """For each target lists of all users asked, and which places the fallback chain filled."""
-    matrix, is_known = questions.matrix, questions.is_known
-    nothing = sp.csr_matrix(matrix.weights.shape, dtype=np.float32)
+    is_known, excluded = questions.is_known, not_to_show(questions)
     items = np.full((len(is_known), CUTOFFS[-1]), NOTHING, dtype=np.int32)
     if contender.cold is not None and not is_known.all():
-        items[~is_known] = contender.cold(sp.csr_matrix(nothing[~is_known]))
-    for target, exclude in (("new_products", matrix.touched), ("any_next", nothing)):
+        items[~is_known] = contender.cold(sp.csr_matrix(excluded["any_next"][~is_known]))
+    for target in TARGETS:
+        exclude = excluded[target]
         items[is_known] = contender.known(sp.csr_matrix(exclude[is_known]))
         if contender.is_filled:
-            chain = arrange_popularity(popularity, _without_segment(matrix.user_ids), matrix)
-            filled, step = fill_lists(items, chain, exclude=exclude)
+            filled, step = fill_lists(items, chain_for_all(questions, popularity), exclude=exclude)
             yield target, filled, step != NOTHING
         else:
             yield target, items, np.zeros(items.shape, dtype=bool)
 
 
-def _without_segment(user_ids: pl.Series) -> pl.DataFrame:
+def not_to_show(questions: Questions) -> dict[str, sp.csr_matrix]:
+    """By target what lists leave out, `(n_users, n_items)` each."""
+    matrix = questions.matrix
+    nothing = sp.csr_matrix(matrix.weights.shape, dtype=np.float32)
+    return {"new_products": matrix.touched, "any_next": nothing}
+
+
+def chain_for_all(questions: Questions, popularity: pl.DataFrame) -> PopularityLists:
+    """The fallback chain of the users asked, by its lists for everybody."""
+    matrix = questions.matrix
+    return arrange_popularity(popularity, without_segment(matrix.user_ids), matrix)
+
+
+def without_segment(user_ids: pl.Series) -> pl.DataFrame:
     """USERS of whom nothing is known."""
     return pl.DataFrame({"user_id": user_ids}).match_to_schema(USERS, missing_columns="insert")
 

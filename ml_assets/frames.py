@@ -21,6 +21,9 @@ SIGNALS = _frame(
     is_training=pl.Boolean,
 )
 
+# With the day of each pair's latest event, so that the past can be cut short.
+DATED_SIGNALS = pl.Schema({**SIGNALS, "last_at": pl.Datetime("us")})
+
 PRODUCTS = _frame(
     product_id=pl.String,
     title=pl.String,
@@ -94,6 +97,23 @@ METRICS = _frame(
     difference_high=pl.Float64,
     is_different=pl.Boolean,
 )
+
+_OF_USERS = {
+    "target": pl.String,
+    "metric": pl.String,
+    "value": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "n_users": pl.Int64,
+}
+
+# One row per (w_cf, target, metric): accuracy of the blend for other weights, over the users with a
+# past of the fold of METRICS.
+BLEND_CURVE = pl.Schema({"w_cf": pl.Float64, "w_content": pl.Float64, **_OF_USERS})
+
+# One row per (n_days, target, metric): accuracy of the blend for the same users, had the shop's
+# records begun n_days before the fold; n_signals is what was left to learn from.
+LEARNING_CURVE = pl.Schema({"n_days": pl.Int32, "n_signals": pl.Int64, **_OF_USERS})
 
 NEIGHBOURS = pl.Schema(
     [

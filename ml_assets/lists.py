@@ -30,6 +30,34 @@ _BY_USER = {
     "scored_users": pl.Schema({"user_id": pl.String, "inputs_hash": pl.Int64}),
 }
 
+# Any weights in SQL: `from ml.blended(0.5, 0.5)`. With the weights of the settings it gives the
+# models' rows of ml.recommendations, bit for bit. Others rank the same candidates again, which the
+# weights of the settings chose.
+_BLENDED = """
+    create or replace macro ml.blended(w_cf, w_content, top_n := {top_n}) as table
+    with scored as (
+        select
+            user_id,
+            product_id,
+            w_cf::double * coalesce(cf_score, 0) + w_content::double * coalesce(content_score, 0)
+                as score,
+            cf_score,
+            content_score,
+            source
+        from ml.candidates
+    )
+    select
+        user_id,
+        row_number() over (partition by user_id order by score desc, product_id)::integer as rank,
+        product_id,
+        score,
+        cf_score,
+        content_score,
+        source
+    from scored
+    qualify rank <= top_n
+"""
+
 
 @dataclass(frozen=True)
 class ListsReport:
@@ -113,6 +141,7 @@ def make_lists(
             )
             _append(connection, "recommendations", recommendations)
             progress(f"scored {start + len(part):,} of {len(rows):,} users")
+        connection.execute(_BLENDED.format(top_n=int(settings["top_n"])))
         connection.execute("commit")
     except BaseException:
         connection.execute("rollback")

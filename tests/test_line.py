@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import html
 import io
 import json
 import shutil
@@ -147,6 +148,26 @@ def test_published_scores_add_up_in_sql(shop):
     assert wrong == 0
 
 
+MODEL_ROWS = """
+    select user_id, rank, product_id, score, cf_score, content_score, source
+    from ml.recommendations
+    where source in ('hybrid', 'content')
+    order by user_id, rank
+"""
+
+
+def test_the_published_lists_can_be_blended_again_in_sql(shop):
+    line, _ = shop
+
+    again = line.query("from ml.blended(0.7, 0.3) order by user_id, rank")
+    texts_only = line.query("from ml.blended(0, 1, top_n := 3) order by user_id, rank")
+
+    assert again == line.query(MODEL_ROWS) and len(again) > 1000
+    assert [row[3] for row in texts_only] == [row[5] or 0 for row in texts_only]
+    assert max(row[1] for row in texts_only) == 3
+    assert {row[2] for row in texts_only} != {row[2] for row in again if row[1] <= 3}
+
+
 def test_models_are_tables_and_sql_can_score_with_them(shop):
     line, _ = shop
 
@@ -218,6 +239,24 @@ def test_the_metrics_of_models_and_baselines_are_a_table(shop):
         " and target = 'any_next' and segment = 'known' and metric = 'ndcg@20'"
     )
     assert beaten == [(True, True)]
+
+
+def test_the_report_tells_the_figures_of_the_run(shop):
+    line, _ = shop
+    page = (line.settings.home / "reports" / "latest.html").read_text(encoding="utf-8")
+
+    values = line.query(
+        "select value from ml.offline_metrics where model = 'hybrid' and segment = 'known'"
+        " and metric in ('recall@20', 'ndcg@20', 'coverage@20')"
+        " union all select value from ml.blend_curve where metric = 'ndcg@20'"
+        " union all select value from ml.learning_curve where metric = 'ndcg@20'"
+    )
+    assert len(values) > 6 + 22 + 2
+    assert [value for (value,) in values if f"{value:.4f}" not in page] == []
+    for (user,) in line.query("select distinct user_id from ml.backtest_examples"):
+        assert html.escape(f"Customer {user} ") in page
+    as_of = line.value("select as_of from intermediate.int_as_of")
+    assert len(list((line.settings.home / "reports").glob(f"{as_of}-????????.html"))) >= 1
 
 
 def test_great_expectations_wrote_its_documents(shop):
@@ -386,6 +425,8 @@ def test_a_shop_with_one_user_one_product_and_no_titles_is_served(tmp_path):
     rows = line.query("select user_id, product_id, source from serving.current_recommendations")
     assert rows in ([("u", "p", "trending")], [("u", "p", "popular")])
     assert line.query("select * from ml.offline_metrics") == []
+    page = (line.settings.home / "reports" / "latest.html").read_text(encoding="utf-8")
+    assert "No fold of the past could be asked" in page
 
 
 BAD = {
