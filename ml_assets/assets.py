@@ -41,6 +41,8 @@ CF_MODELS = (
     "ease",
 )
 
+USERS_OF_A_CURVE = 5_000
+
 # What lists are made from; None for all columns.
 LISTS_FROM: dict[str, list[str] | None] = {
     "marts.signals": SIGNALS.names(),
@@ -617,6 +619,8 @@ def curves_of_blend(
 
     holdout_from, as_of = _days(warehouse)
     settings = recommender.in_force(warehouse).as_settings()
+    # Enough for a curve; everybody of the fold would cost as much as the lists themselves.
+    settings["evaluated_users"] = min(settings["evaluated_users"], USERS_OF_A_CURVE)
     frames = [pl.DataFrame(schema=each) for each in (BLEND_CURVE, LEARNING_CURVE, RECOMMENDATIONS)]
     metadata = {}
     try:

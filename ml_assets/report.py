@@ -246,7 +246,10 @@ def _catalogue(metrics: pl.DataFrame, exposure: pl.DataFrame) -> str:
     rows = known.filter(pl.col("metric").is_in(_OF_LISTS))
     if len(rows):
         parts.append(_figure(_svg(_bars(rows))))
-        parts.append(_metric_table(known, _OF_LISTS))
+        for target, meaning in TARGETS.items():
+            of_target = metrics.filter(segment="known", target=target)
+            parts.append(f"<h3>Lists for {escape(meaning)}</h3>")
+            parts.append(_metric_table(of_target, _OF_LISTS))
     totals = {name: int(exposure[name].sum()) for name in exposure.columns if name.startswith("n_")}
     if totals and all(totals.values()):
         parts.append(
