@@ -31,6 +31,8 @@ from ml_assets.threads import n_threads
 # Rows of M made at once. More are faster per row until they leave the processor's cache.
 _WIDTH = 32
 _STEPS_OF_POWER_ITERATION = 60
+# Below this share of the largest, a singular value in single precision is 0 and its vector chance.
+_NO_SINGULAR_VALUE = 1e-5
 
 
 def fit_graph_filter(
@@ -137,7 +139,7 @@ def _fit_blurred(
 ) -> ItemItemModel:
     taste = taste_of(name, signals)
     n_users, n_items = taste.matrix.shape
-    n_factors = min(settings["low_pass_factors"], n_users - 1, n_items - 1)
+    n_factors = min(settings["low_pass_factors"], n_users, n_items)
     _require_memory(name, taste, settings, of_factors=12 * n_factors * (n_users + n_items))
     graph = graph_of(taste, user_power=0.5, item_power=0.5)
     vectors = _right_singular_vectors(graph.by_user, n_factors, seed)
@@ -189,13 +191,14 @@ def _keep_largest(
 
 
 def _right_singular_vectors(matrix: sp.csr_matrix, n: int, seed: int) -> np.ndarray:
-    """`(n_columns, n)` float32, of the n largest singular values."""
+    """`(n_columns, n)` float32, of the n largest singular values; fewer where the rank is lower."""
     # Imported here: scikit-learn takes seconds to import, and most processes never train.
     from sklearn.utils.extmath import randomized_svd
 
     # One BLAS thread: with more, the last bits depend on how the work was split.
     with threadpool_limits(1, "blas"):
-        _, _, rows = randomized_svd(matrix, n, n_iter=4, random_state=seed)
+        _, values, rows = randomized_svd(matrix, n, n_iter=4, random_state=seed)
+    rows = rows[values > _NO_SINGULAR_VALUE * values[0]]
     return np.ascontiguousarray(rows.T, dtype=np.float32)
 
 
