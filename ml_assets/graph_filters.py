@@ -20,6 +20,7 @@ from ml_assets.item_item import ItemItemModel, largest_of_blocks
 from ml_assets.learning import (
     Taste,
     by_history,
+    bytes_of_copies,
     bytes_of_neighbours,
     power,
     require_memory,
@@ -49,8 +50,8 @@ def fit_graph_filter(
     Matrix Decomposition-Free Graph Filtering for Fast Recommendation", SIGIR 2024) and BSPM
     (Choi et al., "Blurring-Sharpening Process Models for Collaborative Filtering", SIGIR 2023).
 
-    Memory: 18 bytes x neighbours x products, and for each thread 4 bytes x 32 x (users + 3 x
-    products), beside the signals. Time: 2 x degree x products x signals multiplications.
+    Memory: 18 bytes x neighbours x products, 32 x signals, and for each thread 4 x 32 x (users +
+    3 x products), beside the signals. Time: 2 x degree x products x signals multiplications.
 
     Args:
         signals: Rows without signals stay without an opinion.
@@ -97,7 +98,7 @@ def fit_gf_cf(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) 
 
     with V the right singular vectors of the largest singular values of A, after Shen et al., "How
     Powerful is Graph Convolution for Recommendation?" (CIKM 2021). R, the degrees, time and memory
-    are those of `fit_graph_filter` with one step, and 12 bytes x `low_pass_factors` x (users +
+    are those of `fit_graph_filter` with one step, and 16 bytes x `low_pass_factors` x (users +
     products) for the decomposition.
 
     Args:
@@ -140,7 +141,7 @@ def _fit_blurred(
     taste = taste_of(name, signals)
     n_users, n_items = taste.matrix.shape
     n_factors = min(settings["low_pass_factors"], n_users, n_items)
-    _require_memory(name, taste, settings, of_factors=12 * n_factors * (n_users + n_items))
+    _require_memory(name, taste, settings, of_factors=16 * n_factors * (n_users + n_items))
     graph = graph_of(taste, user_power=0.5, item_power=0.5)
     vectors = _right_singular_vectors(graph.by_user, n_factors, seed)
     by_source = vectors * power(taste.item_degree, -0.5)[:, None].astype(np.float32)
@@ -328,7 +329,10 @@ def _require_memory(
     of_blocks = n_threads() * 4 * _WIDTH * (n_users + 3 * n_items)
     require_memory(
         name,
-        of_factors + of_blocks + bytes_of_neighbours(n_items, settings),
+        of_factors
+        + of_blocks
+        + bytes_of_neighbours(n_items, settings)
+        + bytes_of_copies(taste.matrix),
         settings,
         advice=f"take fewer {'low_pass_factors or ' if of_factors else ''}neighbours",
     )
