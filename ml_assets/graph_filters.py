@@ -20,6 +20,7 @@ from ml_assets.item_item import ItemItemModel, largest_of_blocks
 from ml_assets.learning import (
     Taste,
     by_history,
+    bytes_of_copies,
     bytes_of_neighbours,
     power,
     require_memory,
@@ -31,6 +32,8 @@ from ml_assets.threads import n_threads
 # Rows of M made at once. More are faster per row until they leave the processor's cache.
 _WIDTH = 32
 _STEPS_OF_POWER_ITERATION = 60
+# Below this share of the largest, a singular value in single precision is 0 and its vector chance.
+_NO_SINGULAR_VALUE = 1e-5
 
 
 def fit_graph_filter(
@@ -47,8 +50,8 @@ def fit_graph_filter(
     Matrix Decomposition-Free Graph Filtering for Fast Recommendation", SIGIR 2024) and BSPM
     (Choi et al., "Blurring-Sharpening Process Models for Collaborative Filtering", SIGIR 2023).
 
-    Memory: 18 bytes x neighbours x products, and for each thread 4 bytes x 32 x (users + 3 x
-    products), beside the signals. Time: 2 x degree x products x signals multiplications.
+    Memory: 18 bytes x neighbours x products, 32 x signals, and for each thread 4 x 32 x (users +
+    3 x products), beside the signals. Time: 2 x degree x products x signals multiplications.
 
     Args:
         signals: Rows without signals stay without an opinion.
@@ -95,7 +98,7 @@ def fit_gf_cf(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) 
 
     with V the right singular vectors of the largest singular values of A, after Shen et al., "How
     Powerful is Graph Convolution for Recommendation?" (CIKM 2021). R, the degrees, time and memory
-    are those of `fit_graph_filter` with one step, and 12 bytes x `low_pass_factors` x (users +
+    are those of `fit_graph_filter` with one step, and 16 bytes x `low_pass_factors` x (users +
     products) for the decomposition.
 
     Args:
@@ -137,8 +140,8 @@ def _fit_blurred(
 ) -> ItemItemModel:
     taste = taste_of(name, signals)
     n_users, n_items = taste.matrix.shape
-    n_factors = min(settings["low_pass_factors"], n_users - 1, n_items - 1)
-    _require_memory(name, taste, settings, of_factors=12 * n_factors * (n_users + n_items))
+    n_factors = min(settings["low_pass_factors"], n_users, n_items)
+    _require_memory(name, taste, settings, of_factors=16 * n_factors * (n_users + n_items))
     graph = graph_of(taste, user_power=0.5, item_power=0.5)
     vectors = _right_singular_vectors(graph.by_user, n_factors, seed)
     by_source = vectors * power(taste.item_degree, -0.5)[:, None].astype(np.float32)
@@ -189,13 +192,14 @@ def _keep_largest(
 
 
 def _right_singular_vectors(matrix: sp.csr_matrix, n: int, seed: int) -> np.ndarray:
-    """`(n_columns, n)` float32, of the n largest singular values."""
+    """`(n_columns, n)` float32, of the n largest singular values; fewer where the rank is lower."""
     # Imported here: scikit-learn takes seconds to import, and most processes never train.
     from sklearn.utils.extmath import randomized_svd
 
     # One BLAS thread: with more, the last bits depend on how the work was split.
     with threadpool_limits(1, "blas"):
-        _, _, rows = randomized_svd(matrix, n, n_iter=4, random_state=seed)
+        _, values, rows = randomized_svd(matrix, n, n_iter=4, random_state=seed)
+    rows = rows[values > _NO_SINGULAR_VALUE * values[0]]
     return np.ascontiguousarray(rows.T, dtype=np.float32)
 
 
@@ -325,7 +329,10 @@ def _require_memory(
     of_blocks = n_threads() * 4 * _WIDTH * (n_users + 3 * n_items)
     require_memory(
         name,
-        of_factors + of_blocks + bytes_of_neighbours(n_items, settings),
+        of_factors
+        + of_blocks
+        + bytes_of_neighbours(n_items, settings)
+        + bytes_of_copies(taste.matrix),
         settings,
         advice=f"take fewer {'low_pass_factors or ' if of_factors else ''}neighbours",
     )

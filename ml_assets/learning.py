@@ -128,8 +128,15 @@ def bytes_of_neighbours(n_items: int, settings: Mapping[str, Any]) -> int:
     return 18 * min(settings["neighbours"], n_items) * n_items
 
 
-def require_memory_of_neighbours(name: str, n_items: int, settings: Mapping[str, Any]) -> None:
-    """Refuse a model that holds its neighbours and nothing else, as `require_memory` does."""
-    require_memory(
-        name, bytes_of_neighbours(n_items, settings), settings, advice="take fewer neighbours"
-    )
+def bytes_of_copies(signals: sp.csr_matrix, *, each: int = 32) -> int:
+    """What copies of the signals take, turned and weighted: `each` bytes for one of them."""
+    return each * int(signals.nnz)
+
+
+def require_memory_of_neighbours(
+    name: str, taste: Taste, settings: Mapping[str, Any], *, each: int = 32
+) -> None:
+    """Refuse a model that holds its neighbours and copies of the signals, as `require_memory`."""
+    n_bytes = bytes_of_neighbours(taste.matrix.shape[1], settings)
+    n_bytes += bytes_of_copies(taste.matrix, each=each)
+    require_memory(name, n_bytes, settings, advice="take fewer neighbours")

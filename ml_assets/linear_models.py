@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 from ml_assets.item_item import ItemItemModel, largest_of_blocks, largest_products
 from ml_assets.learning import (
     by_history,
+    bytes_of_copies,
     bytes_of_neighbours,
     power,
     require_memory,
@@ -22,6 +23,7 @@ from ml_assets.learning import (
     taste_of,
 )
 from ml_assets.signal_matrix import SignalMatrix, TooLittleDataError
+from ml_assets.threads import n_threads
 
 KNN_WEIGHTINGS = ("cosine", "bm25", "tfidf")
 # The usual ones of Robertson & Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond"
@@ -38,7 +40,7 @@ def fit_item_knn(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: in
     `training_history`; or, of `training_history` itself, cosines of TF-IDF weights or inner
     products of BM25 weights, a product being a text and its users the words of it.
 
-    Memory: 18 bytes x neighbours x products, beside the signals and a copy of them.
+    Memory: 18 bytes x neighbours x products and 48 x signals, beside the signals.
 
     Args:
         signals: Rows without signals stay without an opinion.
@@ -51,7 +53,7 @@ def fit_item_knn(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: in
         ValueError: for a weighting that there is not.
     """
     taste = taste_of("The item-kNN model", signals)
-    require_memory_of_neighbours("The item-kNN model", taste.matrix.shape[1], settings)
+    require_memory_of_neighbours("The item-kNN model", taste, settings, each=48)
     weighting = settings["knn_weighting"]
     if weighting not in KNN_WEIGHTINGS:
         raise ValueError(
@@ -94,7 +96,7 @@ def fit_rp3beta(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int
     al., "Updatable, Accurate, Diverse, and Scalable Recommendations for Interactive Applications"
     (TiiS 2017): the chance of a walk from product j by a user to product i.
 
-    Memory: 18 bytes x neighbours x products, beside the signals and two copies of them.
+    Memory: 18 bytes x neighbours x products and 32 x signals, beside the signals.
 
     Args:
         signals: Rows without signals stay without an opinion.
@@ -106,7 +108,7 @@ def fit_rp3beta(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int
         TooMuchMemoryError: if it would need more than `memory_megabytes`.
     """
     taste = taste_of("RP3beta", signals)
-    require_memory_of_neighbours("RP3beta", taste.matrix.shape[1], settings)
+    require_memory_of_neighbours("RP3beta", taste, settings)
     walk, popularity = settings["walk_power"], settings["walk_popularity_power"]
     sources = taste.matrix.power(walk).astype(np.float32)
     by_user = sp.diags_array(power(taste.user_degree, -walk).astype(np.float32))
@@ -129,9 +131,10 @@ def fit_ease(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) -
     Autoencoders for Sparse Data" (WWW 2019). g is in mean squares of the entries of R, so that a
     value carries over from one shop to another.
 
-    Memory: 8 bytes x products^2 for the inverse, 18 bytes x neighbours x products, beside the
-    signals; products are those somebody touched. Time: products^3 multiplications on one core,
-    half a minute for 12,000 products.
+    Memory: 8 bytes x products^2 for the inverse, 18 x neighbours x products, 48 x signals, and
+    for each thread 20 x 256 x products, beside the signals; of the squared products those count
+    that somebody touched. Time: products^3 multiplications on one core, half a minute for 12,000
+    products.
 
     Args:
         signals: Rows without signals stay without an opinion.
@@ -147,7 +150,10 @@ def fit_ease(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) -
     n_known, n_items = len(known), len(taste.is_known)
     require_memory(
         "EASE",
-        8 * n_known**2 + bytes_of_neighbours(n_items, settings),
+        8 * n_known**2
+        + bytes_of_neighbours(n_items, settings)
+        + bytes_of_copies(taste.matrix, each=48)
+        + n_threads() * 20 * _ROWS_PER_BLOCK * n_items,
         settings,
         advice="choose item_item or graph_filter, which need no square of the products",
     )

@@ -18,6 +18,7 @@ from ml_assets.graph_filters import fit_bspm, fit_gf_cf, fit_graph_filter
 from ml_assets.item_item import ItemItemModel, largest_products
 from ml_assets.learning import (
     by_history,
+    bytes_of_copies,
     history_of,
     power,
     require_memory,
@@ -68,7 +69,7 @@ def fit_als(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) ->
     product: after Rendle et al., "Revisiting the Performance of iALS on Item Recommendation
     Benchmarks" (RecSys 2022), whose weight of what was not touched is 1 / alpha.
 
-    Memory: 8 bytes x factors x (users + products), beside two copies of the signals.
+    Memory: 8 bytes x factors x (users + products) and 32 x signals, beside the signals.
 
     Args:
         signals: Rows without signals stay without an opinion.
@@ -86,11 +87,7 @@ def fit_als(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) ->
     if settings["regularization_power"]:
         item_factors = _scaled_item_factors(training, settings, seed)
     else:
-        # implicit runs its own threads over rows; BLAS threads below them only get in the way.
-        with threadpool_limits(1, "blas"):
-            als = _als(settings, seed)
-            als.fit(training, show_progress=False)
-        item_factors = als.item_factors
+        item_factors = _item_factors(training, settings, seed)
     return FactorModel(
         user_factors=als_user_factors(item_factors, signals.history, settings=settings),
         item_factors=item_factors,
@@ -121,8 +118,9 @@ def als_user_factors(
         return _scaled_user_factors(item_factors, history, n_touched, settings)
     with threadpool_limits(1, "blas"):
         als = _solver(item_factors, settings)
-        users = als.recalculate_user(np.arange(history.shape[0]), history)
-    return np.where(n_touched[:, None] > 0, users, np.float32(0))
+        users: np.ndarray = als.recalculate_user(np.arange(history.shape[0]), history)
+    users[n_touched == 0] = 0
+    return users
 
 
 def _scaled_user_factors(
@@ -166,6 +164,15 @@ def _solver(item_factors: np.ndarray, settings: Mapping[str, Any]) -> Any:
     return als
 
 
+def _item_factors(training: sp.csr_matrix, settings: Mapping[str, Any], seed: int) -> np.ndarray:
+    """Item factors by implicit's own training; its user factors are given back."""
+    # implicit runs its own threads over rows; BLAS threads below them only get in the way.
+    with threadpool_limits(1, "blas"):
+        als = _als(settings, seed)
+        als.fit(training, show_progress=False)
+    return np.asarray(als.item_factors)
+
+
 def _scaled_item_factors(
     training: sp.csr_matrix, settings: Mapping[str, Any], seed: int
 ) -> np.ndarray:
@@ -176,8 +183,10 @@ def _scaled_item_factors(
     items = rng.random((training.shape[1], settings["factors"]), dtype=np.float32) * 0.01
     items[~is_known] = 0
     for _ in range(settings["iterations"]):
-        users = als_user_factors(items, training, settings=settings)
-        items = als_user_factors(users, by_item, settings=settings)
+        # The users' are given back before the next pass.
+        items = als_user_factors(
+            als_user_factors(items, training, settings=settings), by_item, settings=settings
+        )
     return items
 
 
@@ -209,7 +218,7 @@ def fit_item_item(
     GF-CF (Shen et al., CIKM 2021) and Turbo-CF (Park et al., SIGIR 2024); p = 1, q + r = 1 are
     random walks.
 
-    Memory: 18 bytes x neighbours x products, beside the signals.
+    Memory: 18 bytes x neighbours x products and 32 x signals, beside the signals.
 
     Args:
         signals: Rows without signals stay without an opinion.
@@ -221,7 +230,7 @@ def fit_item_item(
         TooLittleDataError: below two users or two products to learn from.
     """
     taste = taste_of("The item-item model", signals)
-    require_memory_of_neighbours("The item-item model", taste.matrix.shape[1], settings)
+    require_memory_of_neighbours("The item-item model", taste, settings)
     mean_entry = float(taste.matrix.data.mean(dtype=np.float64))
     shrunk_degree = (taste.item_degree / mean_entry + settings["shrinkage"]) * taste.is_known
     by_user = sp.diags_array(power(taste.user_degree, -settings["user_power"]).astype(np.float32))
@@ -240,7 +249,7 @@ def fit_item_item(
 def _require_memory_of_factors(
     name: str, training: sp.csr_matrix, settings: Mapping[str, Any]
 ) -> None:
-    n_bytes = 8 * settings["factors"] * sum(training.shape)
+    n_bytes = 8 * settings["factors"] * sum(training.shape) + bytes_of_copies(training)
     require_memory(name, n_bytes, settings, advice="take fewer factors")
 
 
@@ -252,7 +261,7 @@ def fit_bpr(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) ->
     weight. On one core, since with more threads the order of the steps, and so the factors, would
     be chance. Users who are not trained on have no vector: for comparisons, not for the line.
 
-    Memory: 8 bytes x factors x (users + products), beside two copies of the signals.
+    Memory: 8 bytes x factors x (users + products) and 32 x signals, beside the signals.
 
     Args:
         signals: Rows without signals stay without an opinion.

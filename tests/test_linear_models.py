@@ -152,6 +152,26 @@ def test_the_model_is_its_formula_without_the_diagonal(name, seed):
     assert model.follows.has_sorted_indices and model.follows.dtype == np.float32
 
 
+@pytest.mark.parametrize("name", ["gf_cf", "bspm"])
+@pytest.mark.parametrize("n_factors", [2, 3, 30])
+def test_a_low_pass_filter_has_no_more_factors_than_there_are_tastes(name, n_factors):
+    # Two tastes, which share a product; the decomposition is asked for more.
+    tastes = {"a": "pqrs", "b": "pqrs", "c": "st", "d": "st", "e": "st"}
+    signals = signals_of([(user, product) for user in tastes for product in tastes[user]])
+    matrix = build_signal_matrix(
+        signals,
+        user_ids=signals["user_id"],
+        product_ids=pl.concat([signals["product_id"], pl.Series(["nobody's"])]),
+    )
+
+    model = fit(name, matrix, low_pass_factors=n_factors)
+
+    ratings, _ = learned_from(matrix)
+    expected = BY_HAND[name](ratings, {**SETTINGS, "low_pass_factors": 2})
+    np.fill_diagonal(expected, 0)
+    np.testing.assert_allclose(model.follows.toarray(), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", LINEAR)
 def test_a_row_keeps_the_largest_whatever_their_sign(name):
     matrix = drawn_signals(4)

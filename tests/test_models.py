@@ -1,5 +1,7 @@
 """What every model owes, and what each one does."""
 
+import re
+import tracemalloc
 from dataclasses import fields
 
 import numpy as np
@@ -10,7 +12,7 @@ from frames_for_tests import SETTINGS, checkerboard, signals_of
 from polars.testing import assert_series_equal
 from references import history_scores, inner_products
 
-from ml_assets import content, threads
+from ml_assets import content, graph_filters, linear_models, threads
 from ml_assets.content import product_vectors, text_neighbours, tfidf
 from ml_assets.item_item import ItemItemModel
 from ml_assets.learning import TooMuchMemoryError
@@ -25,6 +27,7 @@ from ml_assets.signal_matrix import (
     BOUGHT,
     LOOKED_AT,
     PUT_IN_CART,
+    SignalMatrix,
     TooLittleDataError,
     build_signal_matrix,
 )
@@ -238,6 +241,61 @@ def test_a_model_that_needs_more_memory_than_it_may_have_is_refused(name):
         fit_model(
             name, matrix_of(checkerboard(6)), settings={**SETTINGS, "memory_megabytes": 0}, seed=0
         )
+
+
+# Users, products, signals a user, and what takes most memory there.
+LARGE = {
+    "signals": (8000, 300, 60, {"neighbours": 5, "factors": 4, "low_pass_factors": 4}),
+    "products": (300, 3000, 40, {"neighbours": 200, "factors": 8, "low_pass_factors": 8}),
+    "factors": (12_000, 250, 5, {"neighbours": 5, "factors": 64, "low_pass_factors": 64}),
+}
+
+
+@pytest.mark.parametrize("large", LARGE)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [(name, {}) for name in LEARNERS]
+    + [("als", {"regularization_power": 0.5}), ("item_knn", {"knn_weighting": "tfidf"})],
+)
+def test_a_model_takes_no_more_memory_than_it_asks_for(name, settings, large, monkeypatch):
+    n_users, n_items, n_each, more = LARGE[large]
+    for module in (threads, graph_filters, linear_models):
+        monkeypatch.setattr(module, "n_threads", lambda: 2)
+    settings = {**SETTINGS, "iterations": 2, "bpr_iterations": 1, **settings, **more}
+    matrix = shop_of(n_users, n_items, n_each)
+    # Compiled and imported before anything is counted.
+    fit_model(name, shop_of(20, 10, 4), settings=settings, seed=0)
+
+    with pytest.raises(TooMuchMemoryError) as refused:
+        fit_model(name, matrix, settings={**settings, "memory_megabytes": 0}, seed=0)
+    asked_for = float(re.search(r"needs ([\d,]+) MB", str(refused.value))[1].replace(",", ""))
+    tracemalloc.start()
+    fit_model(name, matrix, settings={**settings, "memory_megabytes": 1000}, seed=0)
+    _, taken = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    # The messages have whole megabytes, and nothing asks for the odd array of a number a user.
+    assert taken / 2**20 < asked_for + 1.5
+
+
+def shop_of(n_users, n_items, n_each):
+    """Users with as many signals each, one of them an outlier."""
+    rng = np.random.default_rng(0)
+    signals = sp.random_array(
+        (n_users, n_items), density=n_each / n_items, rng=rng, dtype=np.float32, format="csr"
+    )
+    signals.sort_indices()
+    signals.indices, signals.indptr = (
+        each.astype(np.int32) for each in (signals.indices, signals.indptr)
+    )
+    return SignalMatrix(
+        user_ids=pl.Series("user_id", range(n_users)),
+        product_ids=pl.Series("product_id", range(n_items)),
+        weights=sp.csr_matrix(signals),
+        history=sp.csr_matrix(signals),
+        kinds=np.full(signals.nnz, BOUGHT, np.int8),
+        trains_on_user=np.arange(n_users) > 0,
+    )
 
 
 def test_bpr_has_no_opinion_about_those_it_is_not_trained_on():
