@@ -411,6 +411,7 @@ def test_pairs_are_the_same_in_however_many_parts_they_are_counted(shop: Shop):
         for hour, product in enumerate(shop.products)
         if (user + hour) % 4
     ]
+    run_dbt("seed", shop.warehouse)
     pairs = []
     for pairs_at_once in (20_000_000, 5):
         write_raw(shop.warehouse, **shop.raw())
