@@ -142,12 +142,12 @@ class _Measured:
     def page(self) -> str:
         """The shop's part of the page."""
         tuned = self._tuned()
-        folds, weights, chosen = [], [], []
+        folds, weights = [], []
+        # Once, before anything is asked that counts.
+        normalisation, scores = self._normalisation(self.shop.days[0])
         for day in self.shop.days:
-            normalisation, scores = self._normalisation(day)
             learned = learn_blend([self.opinions(each, normalisation) for each in before(day)])
             weights.append(learned)
-            chosen.append((normalisation, scores))
             folds.append(self._lists(day, learned, normalisation, tuned))
         pooled = compare(folds, beside=LEARNED, seed=self.settings["seed"])
         alone = [compare([fold], beside=LEARNED, seed=self.settings["seed"]) for fold in folds]
@@ -168,10 +168,10 @@ class _Measured:
                 "",
                 *_weights_table(weights, self.shop.days),
                 "",
-                "How scores get on one scale, NDCG@20 of blends learned on one of the two folds"
-                " before and asked on the other; the best is taken:",
-                "",
-                *_normalisation_table(chosen, self.shop.days),
+                "How scores get on one scale, by NDCG@20 of blends learned on one of the two folds"
+                " before the first and asked on the other; the best is taken: "
+                + ", ".join(f"{name} {score:.4f}" for name, score in scores.items())
+                + ".",
                 "",
                 _tuned_sentence(pooled, tuned),
                 "",
@@ -291,19 +291,6 @@ def _weights_table(weights: Sequence[BlendWeights], days: Sequence[date]) -> lis
         for start, row in zip(each.from_size, each.weights, strict=True):
             numbers = " | ".join(f"{weight:.2f}" for weight in row)
             lines.append(f"| {day} | from {start} | {numbers} |")
-    return lines
-
-
-def _normalisation_table(
-    chosen: Sequence[tuple[str, dict[str, float]]], days: Sequence[date]
-) -> list[str]:
-    lines = [f"| fold | {' | '.join(NORMALISATIONS)} |", "|---" * (len(NORMALISATIONS) + 1) + "|"]
-    for day, (best, scores) in zip(days, chosen, strict=True):
-        numbers = " | ".join(
-            f"**{scores[name]:.4f}**" if name == best else f"{scores[name]:.4f}"
-            for name in NORMALISATIONS
-        )
-        lines.append(f"| {day} | {numbers} |")
     return lines
 
 
