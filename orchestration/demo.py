@@ -112,6 +112,7 @@ def report(settings: Settings, seconds: float) -> str:
         f"  Snapshot       {snapshot}  (tables serving.*, open it read-only)",
         f"  Parquet        {settings.published / 'versions' / name}",
         f"  Redis          {redis_line(settings)}",
+        f"  Report         {settings.home / 'reports' / 'latest.html'}",
         f"  Data Docs      {settings.home / 'gx' / 'uncommitted' / 'data_docs' / 'local_site'}",
         "  Dagster UI     make ui",
         "",
