@@ -509,17 +509,22 @@ def similar_products(
     )
 
 
+def _fold_inputs(*, signals: pl.Schema) -> dict[str, dg.AssetIn]:
+    """The last weeks: what was known before them, and what came."""
+    return {
+        "signals": _table("marts", "backtest_signals", frame=signals),
+        "holdout": _table("marts", "holdout", frame=HOLDOUT),
+        "popularity": _table("marts", "backtest_popularity", frame=POPULARITY),
+        "products": _table("marts", "products", frame=PRODUCTS),
+    }
+
+
 @dg.asset(
     key=["ml", "offline_metrics"],
     group_name="ml",
     kinds={"python", "duckdb"},
     deps=[["intermediate", "int_as_of"]],
-    ins={
-        "signals": _table("marts", "backtest_signals", frame=SIGNALS),
-        "holdout": _table("marts", "holdout", frame=HOLDOUT),
-        "popularity": _table("marts", "backtest_popularity", frame=POPULARITY),
-        "products": _table("marts", "products", frame=PRODUCTS),
-    },
+    ins=_fold_inputs(signals=SIGNALS),
 )
 def offline_metrics(
     context: dg.AssetExecutionContext,
@@ -596,12 +601,7 @@ def offline_metrics(
         ),
     },
     deps=[["intermediate", "int_as_of"]],
-    ins={
-        "signals": _table("marts", "backtest_signals", frame=DATED_SIGNALS),
-        "holdout": _table("marts", "holdout", frame=HOLDOUT),
-        "popularity": _table("marts", "backtest_popularity", frame=POPULARITY),
-        "products": _table("marts", "products", frame=PRODUCTS),
-    },
+    ins=_fold_inputs(signals=DATED_SIGNALS),
 )
 def curves_of_blend(
     context: dg.AssetExecutionContext,
