@@ -68,9 +68,9 @@ bench-full: $(BENCH_READY)
 bench-models: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m bench_models $(if $(DATA),--data $(DATA))
 
-# Models and blends on folds of the bundled shop; writes docs/accuracy.md.
+# Models and blends on folds of real shops; writes docs/accuracy.md. DATA=folder of the others.
 accuracy: $(READY)
-	PYTHONPATH=tests $(BIN)/python -W ignore -m bench_accuracy
+	PYTHONPATH=tests $(BIN)/python -W ignore -m bench_accuracy $(if $(DATA),--data $(DATA))
 
 # The models on Gowalla's published split; writes docs/gowalla.md. GOWALLA=its folder.
 benchmark-accuracy: $(READY)
@@ -81,7 +81,7 @@ stop: $(READY)
 	$(BIN)/python -m exports.redis_server stop
 
 lock: $(READY)
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --fork-strategy fewest \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra ranker --universal --fork-strategy fewest \
 		--python-version 3.11 --generate-hashes --custom-compile-command "make lock" \
 		-o requirements.lock
 	$(BIN)/uv pip compile --group bench --constraints requirements.lock --universal \

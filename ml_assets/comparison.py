@@ -7,13 +7,22 @@ import numpy as np
 import polars as pl
 import scipy.sparse as sp
 
-from ml_assets.backtest import Past, alone, content_model, global_popularity, rank
+from ml_assets.backtest import (
+    Past,
+    alone,
+    content_model,
+    global_popularity,
+    new_products_figures,
+    rank,
+)
 from ml_assets.blending import BlendWeights, Fold, ask, best_of_blend, learn_weights
 from ml_assets.evaluation import CUTOFFS, PerUser, accuracy, find
+from ml_assets.frames import USERS
 from ml_assets.intervals import draw_users, pool, resample
 from ml_assets.item_item import NOTHING
-from ml_assets.models import Model, fit_model
-from ml_assets.signal_matrix import CannotFitError, TooLittleDataError
+from ml_assets.models import FactorModel, Model, fit_model
+from ml_assets.signal_matrix import CannotFitError, TooLittleDataError, positions
+from ml_assets.tuning import METRIC, Outcome
 
 # Products that each source proposes: more changed no figure on the shops that were tried.
 CANDIDATES_OF_A_SOURCE = 100
@@ -22,14 +31,20 @@ GROUPS = (0, 5, 20)
 
 
 def fit_sources(
-    past: Past, names: Sequence[str], settings: Mapping[str, Any]
+    past: Past,
+    names: Sequence[str],
+    settings: Mapping[str, Any],
+    *,
+    users: pl.DataFrame | None = None,
 ) -> tuple[dict[str, Model], dict[str, str]]:
     """Models by name, over the asked users with a past.
 
     Args:
         past: The fold.
-        names: Names of `models.MODELS`, `content`, or a window of POPULARITY as `popular_*`.
+        names: Names of `models.MODELS`, `content`, a window of POPULARITY as in `POPULAR`, or
+            `popular_in_segment`.
         settings: As of `backtest.backtest`.
+        users: USERS, for their segments.
 
     Returns:
         Those that could be fitted, in the order of the names; the others, each with the reason.
@@ -43,6 +58,8 @@ def fit_sources(
                 if past.terms is None:
                     raise TooLittleDataError(past.no_terms)
                 model = content_model(past, past.terms, None, settings)
+            elif name == "popular_in_segment":
+                model = segment_popularity(past, users)
             elif name in POPULAR:
                 scores = {"popularity": global_popularity(past, POPULAR[name])}
                 model = fit_model("popularity", past.matrix, settings=scores, seed=0)
@@ -55,36 +72,119 @@ def fit_sources(
     return fitted, skipped
 
 
+def segment_popularity(past: Past, users: pl.DataFrame | None) -> FactorModel:
+    """What the user's segment has gone for in the last 28 days, as in POPULARITY.
+
+    A product's score is the reciprocal of its rank in the list of the segment. Users without a
+    segment, or in one without a list, stay without an opinion.
+
+    Args:
+        past: The fold.
+        users: USERS, or None.
+
+    Raises:
+        TooLittleDataError: if nobody is in a segment that has a list.
+    """
+    lists = past.popularity.filter(
+        (pl.col("segment_type") == "segment")
+        & (pl.col("time_window") == "last_28_days")
+        & pl.col("product_id").is_in(past.matrix.product_ids.implode())
+    )
+    segments = lists["segment"].unique().sort()
+    everybody = pl.DataFrame(schema=USERS) if users is None else users
+    members = everybody.filter(
+        pl.col("segment").is_in(segments.implode())
+        & pl.col("user_id").is_in(past.matrix.user_ids.implode())
+    )
+    if len(members) == 0:
+        raise TooLittleDataError("no user is in a segment that bought anything in 28 days")
+    user_factors = np.zeros((len(past.matrix.user_ids), len(segments)), dtype=np.float32)
+    user_factors[
+        positions(members["user_id"], past.matrix.user_ids),
+        positions(members["segment"], segments),
+    ] = 1.0
+    item_factors = np.zeros((len(past.matrix.product_ids), len(segments)), dtype=np.float32)
+    item_factors[
+        positions(lists["product_id"], past.matrix.product_ids),
+        positions(lists["segment"], segments),
+    ] = 1.0 / lists["rank"].to_numpy()
+    return FactorModel(
+        user_factors=user_factors,
+        item_factors=item_factors,
+        knows_user=np.asarray(user_factors.any(axis=1)),
+        knows_item=np.ones(len(item_factors), dtype=bool),
+    )
+
+
 POPULAR = {"popular": "all_time", "popular_28_days": "last_28_days", "trending": "trending"}
 
 
-def opinions_on(past: Past, models: Mapping[str, Model], settings: Mapping[str, Any]) -> Fold:
-    """What models say about products new to the asked users, and what those went for."""
-    is_known = past.questions.is_known
-    known = past.questions.matrix.for_users(np.flatnonzero(is_known))
+def opinions_on(
+    past: Past,
+    models: Mapping[str, Model],
+    settings: Mapping[str, Any],
+    *,
+    target: str = "new_products",
+) -> Fold:
+    """What models say about the asked users with a past, and what those went for.
+
+    Args:
+        past: The fold.
+        models: From `fit_sources`.
+        settings: As of `backtest.backtest`; and `normalisation`, if not `z_score`.
+        target: `new_products` or `any_next`.
+    """
     opinions = ask(
         models,
         k=CANDIDATES_OF_A_SOURCE,
-        exclude=known.touched,
+        exclude=excluded(past, target),
         eligible=past.eligible,
         block_bytes=settings["block_bytes"],
         normalisation=settings.get("normalisation", "z_score"),
     )
     return Fold(
         opinions=opinions,
-        relevant=new_answers(past),
-        history_size=np.diff(known.weights.indptr),
+        relevant=answers(past, target),
+        history_size=np.diff(past.questions.matrix.weights.indptr)[past.questions.is_known],
     )
 
 
-def new_answers(past: Past) -> sp.csr_matrix:
-    """What the asked users with a past went for that was new to them, `(n_known, n_items)`."""
-    relevant = past.questions.relevant
+def excluded(past: Past, target: str) -> sp.csr_matrix:
+    """What the asked users with a past are not shown, `(n_known, n_items)`."""
+    touched = sp.csr_matrix(past.questions.matrix.touched[past.questions.is_known])
+    return touched if target == "new_products" else sp.csr_matrix(touched.shape, dtype=np.float32)
+
+
+def answers(past: Past, target: str) -> sp.csr_matrix:
+    """What the asked users with a past went for, `(n_known, n_items)`."""
     # A copy: what is dropped moves the arrays.
-    new = relevant.copy()
-    new.data = past.questions.is_new.astype(np.float32)
-    new.eliminate_zeros()
-    return sp.csr_matrix(new[past.questions.is_known])
+    found = past.questions.relevant.copy()
+    if target == "new_products":
+        found.data = past.questions.is_new.astype(np.float32)
+        found.eliminate_zeros()
+    return sp.csr_matrix(found[past.questions.is_known])
+
+
+def evaluate_settings(
+    pasts: Sequence[Past], start: Mapping[str, Any], found: Mapping[str, Any]
+) -> Outcome:
+    """How good the blend of these settings is on new products, over all users of the folds.
+
+    Args:
+        pasts: The folds.
+        start: Settings as of `backtest.backtest`.
+        found: Those that differ from them.
+    """
+    values = []
+    for past in pasts:
+        try:
+            figures = new_products_figures(past, {**start, **found})
+        except CannotFitError as reason:
+            return Outcome(None, 0, f"{past.fold}: {reason}")
+        values.append(figures.values[:, figures.names.index(METRIC)])
+    of_users = np.concatenate(values)
+    asked = of_users[~np.isnan(of_users)]
+    return Outcome(float(asked.mean()), len(asked))
 
 
 def learn_blend(folds: Sequence[Fold]) -> BlendWeights:
@@ -98,11 +198,14 @@ def lists_of(fold: Fold, weights: np.ndarray) -> np.ndarray:
 
 
 def lists_of_each(
-    past: Past, models: Mapping[str, Model], settings: Mapping[str, Any]
+    past: Past,
+    models: Mapping[str, Model],
+    settings: Mapping[str, Any],
+    *,
+    target: str = "new_products",
 ) -> dict[str, np.ndarray]:
-    """The lists of each model alone, `(n_known, 50)`, of products new to the users."""
-    is_known = past.questions.is_known
-    exclude = sp.csr_matrix(past.questions.matrix.touched[is_known])
+    """The lists of each model alone, `(n_known, 50)`; target as of `opinions_on`."""
+    exclude = excluded(past, target)
     return {
         name: rank(past, alone(model), exclude, settings=settings) for name, model in models.items()
     }

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -12,7 +13,10 @@ from ml_assets.frames import HOLDOUT, POPULARITY, PRODUCTS, SIGNALS, USERS
 TABLES = {
     "signals": SIGNALS,
     "popularity": POPULARITY,
-    "products": PRODUCTS,
+    # What a learned ranker looks at besides.
+    "products": pl.Schema(
+        {**PRODUCTS, "category": pl.String(), "brand": pl.String(), "price": pl.Float64()}
+    ),
     "users": USERS,
     "holdout": HOLDOUT,
 }
@@ -28,7 +32,7 @@ class Fold:
         n_days: Days of the answers, from the day after it.
         signals: SIGNALS as they were at the end of the day.
         popularity: POPULARITY likewise.
-        products: PRODUCTS.
+        products: PRODUCTS with `category`, `brand` and `price`.
         users: USERS.
         holdout: HOLDOUT, what users went for in the days after.
     """
@@ -45,6 +49,18 @@ class Fold:
     def last_day(self) -> date:
         """The last day of the answers."""
         return self.day + timedelta(days=self.n_days)
+
+    @property
+    def as_arguments(self) -> dict[str, Any]:
+        """What `backtest.look_back` takes."""
+        return {
+            "signals": self.signals,
+            "holdout": self.holdout,
+            "products": self.products,
+            "popularity": self.popularity,
+            "holdout_from": self.day,
+            "as_of": self.last_day,
+        }
 
     @property
     def name(self) -> str:

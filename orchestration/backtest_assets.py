@@ -4,17 +4,15 @@ import json
 from collections.abc import Iterator
 from datetime import date, timedelta
 from functools import partial
-from typing import Any
 
 import dagster as dg
 import duckdb
-import numpy as np
 import polars as pl
 from pydantic import Field
 
 from ml_assets.assets import CF_MODELS, RecommenderSettings
 from ml_assets.folds import Fold
-from ml_assets.tuning import BLEND_SPACE, SPACES, TRIALS, Outcome, best_trial, search
+from ml_assets.tuning import BLEND_SPACE, SPACES, TRIALS, best_trial, search
 from ml_assets.warehouse import MissingTableError, Warehouse, read_table
 from orchestration.backtests import get_fold, recommend_as_of
 from orchestration.settings import Settings
@@ -62,7 +60,7 @@ def backtest_metrics(
         if value != type(in_force).model_fields[name].default
     }
     published = recommend_as_of(settings, day, recommender=changed, progress=context.log.info)
-    past = look_back(**fold_arguments(fold), settings=in_force.as_settings())
+    past = look_back(**fold.as_arguments, settings=in_force.as_settings())
     metrics = judge_published(past, published, seed=in_force.seed)
     with warehouse.connect() as connection:
         connection.execute("create schema if not exists ml")
@@ -85,18 +83,6 @@ def backtest_metrics(
             },
         }
     )
-
-
-def fold_arguments(fold: Fold) -> dict[str, Any]:
-    """What `look_back` wants of a fold."""
-    return {
-        "signals": fold.signals,
-        "holdout": fold.holdout,
-        "products": fold.products,
-        "popularity": fold.popularity,
-        "holdout_from": fold.day,
-        "as_of": fold.last_day,
-    }
 
 
 class TuningConfig(dg.Config):
@@ -149,6 +135,7 @@ def tuning(
 ) -> Iterator[dg.MaterializeResult]:
     """Search settings on days of the past; the fold that judges versions is not among them."""
     from ml_assets.backtest import look_back
+    from ml_assets.comparison import evaluate_settings
 
     unknown = sorted(set(config.models) - set(CF_MODELS))
     if unknown:
@@ -162,7 +149,7 @@ def tuning(
         get_fold(settings, day, n_days=config.n_days, progress=context.log.info)
         for day in _validation_days(warehouse, config)
     ]
-    pasts = [look_back(**fold_arguments(fold), settings=start) for fold in folds]
+    pasts = [look_back(**fold.as_arguments, settings=start) for fold in folds]
     names = " ".join(past.fold for past in pasts)
     done = _trials(warehouse)
     for model in config.models:
@@ -172,7 +159,7 @@ def tuning(
             study=study,
             space={**SPACES[model], **BLEND_SPACE},
             start=start,
-            evaluate=partial(_evaluate, pasts, {**start, "cf_model": model}),
+            evaluate=partial(evaluate_settings, pasts, {**start, "cf_model": model}),
             n_trials=config.n_trials,
             seconds=config.seconds,
             seed=config.seed,
@@ -228,22 +215,6 @@ def _fingerprint(folds: list[Fold]) -> str:
         for table in (fold.signals, fold.holdout, fold.products):
             total = (total * 31 + int(table.hash_rows(seed=7).sum())) % (1 << 64)
     return f"{total:016x}"
-
-
-def _evaluate(pasts: list[Any], start: dict[str, Any], found: dict[str, Any]) -> Outcome:
-    from ml_assets.backtest import new_products_figures
-    from ml_assets.signal_matrix import CannotFitError
-
-    values = []
-    for past in pasts:
-        try:
-            figures = new_products_figures(past, {**start, **found})
-        except CannotFitError as reason:
-            return Outcome(None, 0, f"{past.fold}: {reason}")
-        values.append(figures.values[:, figures.names.index("ndcg@20")])
-    of_users = np.concatenate(values)
-    asked = of_users[~np.isnan(of_users)]
-    return Outcome(float(asked.mean()), len(asked))
 
 
 def _trials(warehouse: Warehouse) -> pl.DataFrame:

@@ -8,7 +8,7 @@ afterwards.
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date, timedelta
@@ -41,7 +41,14 @@ _LISTS = (
 )
 
 
-def get_fold(settings: Settings, day: date, *, n_days: int, progress: Progress) -> Fold:
+def get_fold(
+    settings: Settings,
+    day: date,
+    *,
+    n_days: int,
+    progress: Progress,
+    variables: Mapping[str, Any] | None = None,
+) -> Fold:
     """What was known at the end of a day, and what users went for in the days after it.
 
     Kept under `RECMART_HOME/folds` and read again as long as the raw rows and the dbt project are
@@ -52,6 +59,7 @@ def get_fold(settings: Settings, day: date, *, n_days: int, progress: Progress) 
         day: The last day that models see.
         n_days: Days of the answers.
         progress: Told what is being done.
+        variables: Of dbt_project.yml, where others are to be tried: such a fold is kept apart.
 
     Raises:
         dg.Failure: if nothing has landed, the days after are not over, or a step fails.
@@ -63,8 +71,12 @@ def get_fold(settings: Settings, day: date, *, n_days: int, progress: Progress) 
             f"{last}. Choose a day up to {last - timedelta(days=n_days)}.",
             allow_retries=False,
         )
-    folder = settings.home / "folds" / f"{day}-{n_days}"
-    made_from = _made_from(settings.warehouse)
+    on_trial = json.dumps(variables or {}, sort_keys=True)
+    name = f"{day}-{n_days}"
+    if variables:
+        name += f"-{hashlib.sha256(on_trial.encode()).hexdigest()[:12]}"
+    folder = settings.home / "folds" / name
+    made_from = _made_from(settings.warehouse, on_trial)
     kept = read_fold(folder, made_from=made_from)
     if kept is not None:
         return kept
@@ -74,7 +86,7 @@ def get_fold(settings: Settings, day: date, *, n_days: int, progress: Progress) 
             scratch,
             _FOLD,
             as_of=day + timedelta(days=n_days),
-            variables={"holdout_days": n_days},
+            variables={**(variables or {}), "holdout_days": n_days},
             recommender={},
         )
         with scratch.warehouse.connect() as connection:
@@ -124,9 +136,9 @@ def _latest_day(warehouse: Warehouse) -> date:
     return latest
 
 
-def _made_from(warehouse: Warehouse) -> str:
-    """Changes with the raw rows, and with the SQL and columns that folds are made by."""
-    digest = hashlib.sha256(repr(TABLES).encode())
+def _made_from(warehouse: Warehouse, variables: str) -> str:
+    """Changes with the raw rows, and with the SQL, variables and columns that make folds."""
+    digest = hashlib.sha256(f"{TABLES!r}{variables}".encode())
     with warehouse.connect() as connection:
         files = connection.execute("select * from raw.landing_files order by all").fetchall()
     digest.update(repr(files).encode())

@@ -89,6 +89,38 @@ def test_models_are_asked_about_the_past_with_the_signals_that_production_had_th
     assert_frame_equal(fold.signals, served, check_row_order=False, check_exact=True)
 
 
+def test_other_event_weights_are_on_trial_in_a_fold_of_their_own(line, fold):
+    doubled = {"view": 2, "click": 3, "add_to_cart": 6, "purchase": 10, "rating": 8}
+
+    other = get_fold(
+        line.settings,
+        DAY,
+        n_days=N_DAYS,
+        variables={"event_weights": doubled},
+        progress=quiet,
+    )
+
+    assert_frame_equal(
+        other.signals,
+        fold.signals.with_columns(pl.col("weight", "relative_weight") * 2),
+        check_row_order=False,
+    )
+    assert_frame_equal(other.holdout, fold.holdout, check_row_order=False)
+    again = get_fold(line.settings, DAY, n_days=N_DAYS, progress=quiet)
+    assert_frame_equal(again.signals, fold.signals, check_exact=True)
+
+
+def test_a_weight_that_makes_no_sense_is_refused_by_name(line):
+    with pytest.raises(dg.Failure, match=r'event_weights has -1 for "view"'):
+        get_fold(
+            line.settings,
+            DAY,
+            n_days=N_DAYS,
+            variables={"event_weights": {"view": -1}},
+            progress=quiet,
+        )
+
+
 def test_whatever_happens_after_the_day_the_lists_are_the_same_to_the_last_bit(
     recommended, tmp_path
 ):

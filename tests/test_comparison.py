@@ -11,12 +11,12 @@ from test_backtest import OWN_NUMBER
 
 from ml_assets.backtest import look_back
 from ml_assets.comparison import (
+    answers,
     compare,
     fit_sources,
     learn_blend,
     lists_of,
     lists_of_each,
-    new_answers,
     opinions_on,
 )
 
@@ -40,7 +40,7 @@ def past():
 def test_asking_leaves_the_fold_as_it_was(past):
     before = past.questions.relevant.copy()
 
-    new_answers(past)
+    answers(past, "new_products")
 
     assert (past.questions.relevant != before).nnz == 0
     assert past.questions.relevant.nnz == before.nnz
@@ -59,7 +59,9 @@ def test_sources_of_every_kind_are_blended_and_found_what_they_know(past):
     assert weights.names == tuple(names)
     users = past.questions.matrix.user_ids
     found = compare(
-        [(users, new_answers(past), {**each, "learned": learned})], beside="learned", seed=1
+        [(users, answers(past, "new_products"), {**each, "learned": learned})],
+        beside="learned",
+        seed=1,
     )
     recall = dict(found.filter(pl.col("metric") == "recall@5").select("model", "value").iter_rows())
     # What is learned on a fold and asked about the same can only be as good or better.

@@ -9,7 +9,7 @@ anything of theirs is touched and noted when the last of these tables holds them
 {% macro recipe_of_users() -%}
 {%- set models = ['int_undone_days', 'int_user_activity', 'int_event_accounts', 'int_user_signals'] -%}
 {%- set settings = [
-    'half_life_days', 'max_events_per_day_counted', 'bot_max_events_per_day',
+    'event_weights', 'half_life_days', 'max_events_per_day_counted', 'bot_max_events_per_day',
     'bot_max_browsed_per_day_without_cart', 'outlier_max_products',
 ] -%}
 {%- set macros = [

@@ -28,4 +28,12 @@
             ) %}
         {% endif %}
     {% endfor %}
+    {% for event_type, weight in var('event_weights').items() %}
+        {% if weight is not number or weight is boolean or weight <= 0 %}
+            {% do exceptions.raise_compiler_error(
+                'The variable event_weights has ' ~ weight ~ ' for "' ~ event_type ~ '": expected a '
+                ~ 'number above 0. Correct it in dbt_project/dbt_project.yml or in --vars.'
+            ) %}
+        {% endif %}
+    {% endfor %}
 {% endmacro %}

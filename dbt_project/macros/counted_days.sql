@@ -24,7 +24,18 @@ weights as (
 
     select
         event_type,
+        {%- if var('event_weights') %}
+        -- Who is a bot and what is undone is asked of the file's weights: what has none there gains
+        -- none.
+        case
+            {%- for event_type, weight in var('event_weights').items() %}
+            when event_type = '{{ event_type | replace("'", "''") }}' and weight > 0 then {{ weight }}
+            {%- endfor %}
+            else weight
+        end::double as weight,
+        {%- else %}
         weight::double as weight,
+        {%- endif %}
         coalesce(half_life_days, {{ var('half_life_days') }})::double as half_life_days
     from {{ ref('event_weights') }}
 
