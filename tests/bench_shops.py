@@ -132,7 +132,7 @@ def deskdrop(source: Path) -> Shop:
             users="""
                 select personId as user_id, userCountry as country
                 from rows
-                group by all
+                group by personId, userCountry
                 qualify row_number() over (
                     partition by user_id order by country is null, count(*) desc, country
                 ) = 1
