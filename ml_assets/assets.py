@@ -9,6 +9,7 @@ import dagster as dg
 import duckdb
 import numpy as np
 import polars as pl
+from pydantic import Field
 
 from ml_assets.frames import (
     BLEND_CURVE,
@@ -39,6 +40,7 @@ CF_MODELS = (
     "item_knn",
     "rp3beta",
     "ease",
+    "ensemble",
 )
 
 USERS_OF_A_CURVE = 5_000
@@ -89,6 +91,8 @@ class RecommenderSettings(dg.ConfigurableResource):
         walk_power: Of rp3beta: of the chances of each step.
         walk_popularity_power: Of rp3beta: how much less a popular product is proposed.
         ease_regularization: Of ease: the larger, the less rare coincidences count.
+        ensemble: Of ensemble: the weight of each member, any of the models but als; the job
+            tune_settings learns them.
         bpr_learning_rate: Of bpr.
         bpr_regularization: Of bpr.
         bpr_iterations: Of bpr: passes over the signals.
@@ -134,6 +138,7 @@ class RecommenderSettings(dg.ConfigurableResource):
     walk_power: float = 0.7
     walk_popularity_power: float = 0.3
     ease_regularization: float = 250.0
+    ensemble: dict[str, float] = Field(default={"item_item": 0.5, "gf_cf": 0.5})
     bpr_learning_rate: float = 0.05
     bpr_regularization: float = 0.01
     bpr_iterations: int = 100
@@ -188,6 +193,7 @@ class RecommenderSettings(dg.ConfigurableResource):
             dg.Failure: naming the setting that makes no sense.
         """
         from ml_assets.linear_models import KNN_WEIGHTINGS
+        from ml_assets.models import ENSEMBLE_MEMBERS
 
         wrong = {
             "cf_model": self.cf_model not in CF_MODELS and f"must be one of {', '.join(CF_MODELS)}",
@@ -202,6 +208,12 @@ class RecommenderSettings(dg.ConfigurableResource):
             and f"must be one of {', '.join(KNN_WEIGHTINGS)}",
             "walk_power": not self.walk_power > 0 and "must be above 0",
             "ease_regularization": not self.ease_regularization > 0 and "must be above 0",
+            "ensemble": not (
+                set(self.ensemble) <= set(ENSEMBLE_MEMBERS)
+                and all(weight >= 0 for weight in self.ensemble.values())
+                and any(weight > 0 for weight in self.ensemble.values())
+            )
+            and f"must give weights, one of them above 0, to some of {', '.join(ENSEMBLE_MEMBERS)}",
             "memory_megabytes": self.memory_megabytes < 1 and "must be at least 1",
             "users_per_part": self.users_per_part < 1 and "must be at least 1",
             "top_n": self.top_n < 1 and "must be at least 1",

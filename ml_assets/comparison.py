@@ -192,6 +192,43 @@ def learn_blend(folds: Sequence[Fold]) -> BlendWeights:
     return learn_weights(folds, k=20, from_size=GROUPS)
 
 
+def learn_ensemble(
+    pasts: Sequence[Past], names: Sequence[str], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Settings of the model `ensemble`: weights learned on folds whose answers are known.
+
+    Args:
+        pasts: The folds.
+        names: Of members; one that cannot be fitted is left out.
+        settings: As of `backtest.backtest`.
+
+    Returns:
+        `ensemble`, whose weights add up to 1, `w_cf` and `w_content`.
+
+    Raises:
+        TooLittleDataError: if no member can be fitted on every fold.
+    """
+    fitted = [fit_sources(past, (*names, "content"), settings)[0] for past in pasts]
+    common = [name for name in (*names, "content") if all(name in each for each in fitted)]
+    if not set(common) - {"content"}:
+        raise TooLittleDataError("no member of the ensemble can be fitted on every fold")
+    folds = [
+        opinions_on(past, {name: models[name] for name in common}, settings)
+        for past, models in zip(pasts, fitted, strict=True)
+    ]
+    learned = learn_weights(folds, k=20, from_size=(0,)).weights[0]
+    weights = {name: float(each) for name, each in zip(common, learned, strict=True) if each > 0}
+    content = weights.pop("content", 0.0)
+    if not weights:
+        return {"ensemble": {common[0]: 1.0}, "w_cf": 0.0, "w_content": 1.0}
+    total = sum(weights.values())
+    return {
+        "ensemble": {name: round(each / total, 4) for name, each in weights.items()},
+        "w_cf": round(1 - content, 4),
+        "w_content": round(content, 4),
+    }
+
+
 def lists_of(fold: Fold, weights: np.ndarray) -> np.ndarray:
     """The lists of a blend, `(n_known, 50)`. weights: `(n_known, n_models)`."""
     return best_of_blend(fold.opinions, weights, k=CUTOFFS[-1])[0]

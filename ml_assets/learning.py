@@ -112,10 +112,13 @@ def require_two(name: str, training: sp.csr_matrix) -> None:
 def require_memory(name: str, n_bytes: float, settings: Mapping[str, Any], *, advice: str) -> None:
     """Refuse a model that needs more than `settings["memory_megabytes"]` beside the signals.
 
+    `settings["held_bytes"]`, if it is there, is what whoever fits the model holds meanwhile.
+
     Raises:
         TooMuchMemoryError: naming the need, the limit and what to do.
     """
     limit = settings["memory_megabytes"]
+    n_bytes += settings.get("held_bytes", 0)
     if n_bytes > limit * 2**20:
         raise TooMuchMemoryError(
             f"{name} needs {n_bytes / 2**20:,.0f} MB and memory_megabytes allows {limit:,}: "

@@ -8,14 +8,14 @@ baselines are of this kind too), and item-item models, whose scores are sums ove
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import scipy.sparse as sp
 from threadpoolctl import threadpool_limits
 
 from ml_assets.graph_filters import fit_bspm, fit_gf_cf, fit_graph_filter
-from ml_assets.item_item import ItemItemModel, largest_products
+from ml_assets.item_item import ItemItemModel, best_by_history, largest_products
 from ml_assets.learning import (
     by_history,
     bytes_of_copies,
@@ -27,7 +27,7 @@ from ml_assets.learning import (
     taste_of,
 )
 from ml_assets.linear_models import fit_ease, fit_item_knn, fit_rp3beta
-from ml_assets.signal_matrix import SignalMatrix
+from ml_assets.signal_matrix import CannotFitError, SignalMatrix
 from ml_assets.threads import over_blocks
 
 
@@ -381,11 +381,83 @@ def rows_with_values(vectors: np.ndarray) -> np.ndarray:
     return np.asarray(vectors.any(axis=1))
 
 
+def fit_ensemble(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int) -> ItemItemModel:
+    """Several item-item models in one: their matrices added up, each brought to one scale first.
+
+        W = sum over m of w_m s_m W_m,  s_m = mean over users of 1 / deviation(h W_m)
+
+    A user's score is then about the weighted sum of the models' z-scores, and still a sum over the
+    user's history; it costs one look at the history, whatever the number of models. On the bundled
+    shop the lists are as good as those of a blend that puts each model's scores on one scale for
+    each user (docs/accuracy.md).
+
+    Memory: that of the largest of m members, and 8 (2m + 1) bytes x neighbours x products.
+
+    Args:
+        signals: Rows without signals stay without an opinion.
+        settings: `ensemble`, weights by name of `ENSEMBLE_MEMBERS`, and the settings of those.
+        seed: Of the members.
+
+    Raises:
+        CannotFitError: if a member cannot be fitted, naming it.
+    """
+    weights = {name: weight for name, weight in settings["ensemble"].items() if weight > 0}
+    n_items = signals.history.shape[1]
+    n_matrices = 2 * len(weights) + 1
+    held = 8 * n_matrices * min(settings["neighbours"], n_items) * n_items
+    own = {**settings, "held_bytes": held}
+    total: sp.csr_matrix | None = None
+    knows_item = np.zeros(n_items, dtype=bool)
+    # In a stated order: a sum of floats depends on it.
+    for name in sorted(weights):
+        try:
+            member = cast(ItemItemModel, fit_model(name, signals, settings=own, seed=seed))
+        except CannotFitError as reason:
+            raise type(reason)(f"{name}, a member of the ensemble: {reason}") from reason
+        scaled = member.follows * np.float32(weights[name] * _scale(member, signals.trains_on_user))
+        total = scaled if total is None else total + scaled
+        knows_item |= member.knows_item
+    if total is None:
+        raise CannotFitError("the ensemble has no member of a weight above 0")
+    follows = sp.csr_matrix(total)
+    follows.sort_indices()
+    return ItemItemModel(
+        history=history_of(signals),
+        follows=follows,
+        knows_user=np.diff(signals.history.indptr) > 0,
+        knows_item=knows_item,
+    )
+
+
+# Users whose scores tell a member's scale, evenly over all: with more it hardly changes.
+_USERS_OF_A_SCALE = 4096
+
+
+def _scale(model: ItemItemModel, trains_on_user: np.ndarray) -> float:
+    """The mean of 1 / deviation of users' scores; 1 where nobody's scores differ."""
+    known = np.flatnonzero(model.knows_user & trains_on_user)
+    some = known[:: max(1, len(known) // _USERS_OF_A_SCALE)]
+    if len(some) == 0:
+        return 1.0
+    found = best_by_history(
+        [(model.for_users(some), 1.0)],
+        k=1,
+        exclude=sp.csr_matrix((len(some), model.follows.shape[0]), dtype=np.float32),
+        eligible=np.ones(model.follows.shape[0], dtype=bool),
+        progress=lambda _: None,
+    ).inverse_deviation[0]
+    return float(found[found > 0].mean()) if (found > 0).any() else 1.0
+
+
+# Models of one family, whose matrices can be added up.
+ENSEMBLE_MEMBERS = ("bspm", "ease", "gf_cf", "graph_filter", "item_item", "item_knn", "rp3beta")
+
 MODELS: dict[str, Fit] = {
     "als": fit_als,
     "bpr": fit_bpr,
     "bspm": fit_bspm,
     "ease": fit_ease,
+    "ensemble": fit_ensemble,
     "gf_cf": fit_gf_cf,
     "graph_filter": fit_graph_filter,
     "item_item": fit_item_item,

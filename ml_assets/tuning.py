@@ -79,6 +79,8 @@ SPACES: dict[str, Space] = {
         "walk_power": (0.3, 1.2, False),
         "walk_popularity_power": (0.0, 0.8, False),
     },
+    # Its weights are learned at once: see `comparison.learn_ensemble`.
+    "ensemble": {},
     "ease": {
         "neighbours": (100, 800, True),
         "ease_regularization": (10.0, 5000.0, True),
@@ -114,6 +116,7 @@ def search(
     seconds: float,
     seed: int,
     done: pl.DataFrame,
+    fixed: Mapping[str, Any] | None = None,
 ) -> Iterator[pl.DataFrame]:
     """Try settings until the trials or the seconds are used up.
 
@@ -129,6 +132,7 @@ def search(
         seconds: No trial starts later than this.
         seed: Of the search.
         done: TRIALS of earlier runs.
+        fixed: Settings that belong to every trial and are not searched.
 
     Yields:
         TRIALS, one row for each trial, as it ends.
@@ -137,7 +141,10 @@ def search(
     trials = done.filter(pl.col("study") == study).sort("trial")
     while len(trials) < n_trials and time.monotonic() - began < seconds:
         number = len(trials)
-        settings = _next_settings(space, start, trials, seed=seed + number)
+        settings = {
+            **(fixed or {}),
+            **_next_settings(space, start, trials, seed=seed + number),
+        }
         trial_began = time.monotonic()
         outcome = evaluate(settings)
         row = pl.DataFrame(

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from datetime import date, timedelta
 from functools import partial
+from typing import Any
 
 import dagster as dg
 import duckdb
@@ -90,6 +91,8 @@ class TuningConfig(dg.Config):
 
     Attributes:
         models: Collaborative models to try, each in a study of its own.
+        members: Of the model ensemble, whose weights are learned; one that cannot be fitted is
+            left out.
         n_trials: Trials of each model, those of earlier runs on the same data included.
         seconds: Seconds for each model; no trial starts after them.
         n_folds: Folds of the past, one before the other, all before the one that judges.
@@ -97,8 +100,9 @@ class TuningConfig(dg.Config):
         seed: Of the search.
     """
 
-    # The others take minutes a trial on a large shop.
-    models: list[str] = Field(default=["item_item", "als"])
+    # The others take minutes a trial on a large shop, as the members do.
+    models: list[str] = Field(default=["item_item", "als", "ensemble"])
+    members: list[str] = Field(default=["item_item", "gf_cf", "graph_filter"])
     n_trials: int = 25
     seconds: float = 900.0
     n_folds: int = 2
@@ -135,7 +139,7 @@ def tuning(
 ) -> Iterator[dg.MaterializeResult]:
     """Search settings on days of the past; the fold that judges versions is not among them."""
     from ml_assets.backtest import look_back
-    from ml_assets.comparison import evaluate_settings
+    from ml_assets.comparison import evaluate_settings, learn_ensemble
 
     unknown = sorted(set(config.models) - set(CF_MODELS))
     if unknown:
@@ -144,6 +148,7 @@ def tuning(
             f"{', '.join(CF_MODELS)}.",
             allow_retries=False,
         )
+    recommender.model_copy(update={"ensemble": dict.fromkeys(config.members, 1.0)}).checked()
     start = recommender.checked().as_settings()
     folds = [
         get_fold(settings, day, n_days=config.n_days, progress=context.log.info)
@@ -154,11 +159,16 @@ def tuning(
     done = _trials(warehouse)
     for model in config.models:
         study = f"{model} on {names}, {_fingerprint(folds)}"
+        learned: dict[str, Any] = {}
+        if model == "ensemble":
+            learned = learn_ensemble(pasts, config.members, start)
+            context.log.info(f"ensemble: learned {json.dumps(learned)}")
         for row in search(
             model,
             study=study,
             space={**SPACES[model], **BLEND_SPACE},
-            start=start,
+            start={**start, **learned},
+            fixed={name: learned[name] for name in ("ensemble",) if name in learned},
             evaluate=partial(evaluate_settings, pasts, {**start, "cf_model": model}),
             n_trials=config.n_trials,
             seconds=config.seconds,

@@ -39,6 +39,7 @@ from ml_assets.comparison import (
     excluded,
     fit_sources,
     learn_blend,
+    learn_ensemble,
     lists_of,
     lists_of_each,
     opinions_on,
@@ -66,6 +67,9 @@ OTHERS = ("popular", "item_knn", "rp3beta", "ease")
 # What a user did before comes only where it may come again.
 AGAIN = ("repeat",)
 LEARNED, HYBRID, TUNED = "learned blend", "0.7 / 0.3 hybrid", "0.7 / 0.3 hybrid, tuned"
+# What the line serves with the settings that tune_settings finds for the model ensemble.
+ENSEMBLE = "learned ensemble"
+MEMBERS = ("item_item", "gf_cf", "graph_filter")
 RANKER, STATED = "learned ranker", "as stated"
 NEW, NEXT = "new_products", "any_next"
 N_TRIALS = 60
@@ -240,7 +244,10 @@ class _Measured:
                 if target == NEXT or name not in AGAIN
             }
             lists = lists_of_each(past, known, SETTINGS, target=target)
-            for name, settings in ((HYBRID, {}), (TUNED, tuned)):
+            ensemble = learn_ensemble([self.past(each) for each in before(day)], MEMBERS, SETTINGS)
+            print(f"{day}: {ensemble}", flush=True)
+            ensemble["cf_model"] = "ensemble"
+            for name, settings in ((HYBRID, {}), (TUNED, tuned), (ENSEMBLE, ensemble)):
                 lists[name] = self._hybrid(past, {**SETTINGS, **settings}, target)
             lists[LEARNED] = lists_of(fold, learned.of_users(fold.history_size))
             ranker = fit_ranker(
@@ -432,7 +439,7 @@ def _verdict(pooled: pl.DataFrame) -> str:
     level = [
         f"{name} in {label}"
         for name in dict.fromkeys(model for model, _ in cells)
-        if name not in (LEARNED, RANKER, TUNED)
+        if name not in (LEARNED, RANKER, TUNED, ENSEMBLE)
         for metric, label in zip(METRICS, ("Recall@20", "NDCG@20"), strict=True)
         if not cells[name, metric]["difference_low"] > 0
     ]

@@ -34,6 +34,7 @@ SETTINGS = {
     "walk_power": 0.8,
     "walk_popularity_power": 0.4,
     "ease_regularization": 3.0,
+    "ensemble": {"item_item": 0.6, "gf_cf": 0.4},
     "bpr_learning_rate": 0.05,
     "bpr_regularization": 0.01,
     "bpr_iterations": 50,

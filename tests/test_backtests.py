@@ -219,6 +219,25 @@ def test_runs_take_what_the_search_found_unless_they_are_told_not_to(line, tmp_p
     assert RecommenderSettings().in_force(nothing_tuned) == RecommenderSettings()
 
 
+def test_the_weights_of_an_ensemble_are_learned_and_taken_by_the_next_run(line):
+    with line.settings.warehouse.connect() as connection:
+        connection.execute("create table ml.kept as from ml.tuned_settings")
+    config = {**TUNING["tuning"]["config"], "models": ["ensemble"], "n_trials": 2}
+    try:
+        run_job(line, "tune_settings", ops={"tuning": {"config": config}})
+        tuned = RecommenderSettings().in_force(line.settings.warehouse)
+    finally:
+        with line.settings.warehouse.connect() as connection:
+            connection.execute("create or replace table ml.tuned_settings as from ml.kept")
+            connection.execute("drop table ml.kept")
+            connection.execute("delete from ml.tuning_trials where model = 'ensemble'")
+
+    assert tuned.cf_model == "ensemble"
+    assert set(tuned.ensemble) <= {"item_item", "gf_cf", "graph_filter"}
+    assert sum(tuned.ensemble.values()) == pytest.approx(1, abs=1e-3)
+    assert tuned.w_cf + tuned.w_content == pytest.approx(1)
+
+
 def test_a_tuned_setting_that_is_unknown_here_is_named(line):
     with line.settings.warehouse.connect() as connection:
         connection.execute("create table ml.kept as from ml.tuned_settings")

@@ -13,12 +13,15 @@ from ml_assets.backtest import look_back
 from ml_assets.comparison import (
     answers,
     compare,
+    evaluate_settings,
     fit_sources,
     learn_blend,
+    learn_ensemble,
     lists_of,
     lists_of_each,
     opinions_on,
 )
+from ml_assets.signal_matrix import TooLittleDataError
 
 N = 12
 PRODUCTS = products_of({f"{i:03}": f"{'odd' if i % 2 else 'even'} n{i}" for i in range(N)})
@@ -67,6 +70,19 @@ def test_sources_of_every_kind_are_blended_and_found_what_they_know(past):
     # What is learned on a fold and asked about the same can only be as good or better.
     assert recall["learned"] >= recall["popular"]
     assert recall["item_item"] == 1.0
+
+
+def test_an_ensemble_is_learned_from_what_its_members_find(past):
+    learned = learn_ensemble([past, past], ["item_item", "rp3beta"], SETTINGS)
+
+    assert set(learned["ensemble"]) <= {"item_item", "rp3beta"}
+    assert sum(learned["ensemble"].values()) == pytest.approx(1)
+    assert learned["w_cf"] + learned["w_content"] == pytest.approx(1)
+    start = {**SETTINGS, "cf_model": "ensemble"}
+    # The right answer is the first of all, so nothing is better than what was learned.
+    assert evaluate_settings([past], start, learned).value == pytest.approx(1)
+    with pytest.raises(TooLittleDataError, match="no member"):
+        learn_ensemble([past], ["ease"], {**SETTINGS, "memory_megabytes": 0})
 
 
 def test_a_source_that_cannot_be_fitted_is_left_out_with_the_reason(past):

@@ -516,6 +516,8 @@ def test_a_negative_weight_stops_the_run_before_dbt_sees_it(tmp_path, monkeypatc
         {"filter_degree": 0},
         {"ease_regularization": 0.0},
         {"memory_megabytes": 0},
+        {"ensemble": {"als": 1.0}},
+        {"ensemble": {"gf_cf": 0.0}},
     ],
 )
 def test_a_setting_that_makes_no_sense_is_named(setting, tmp_path):

@@ -27,6 +27,7 @@ from ml_assets.signal_matrix import (
     BOUGHT,
     LOOKED_AT,
     PUT_IN_CART,
+    CannotFitError,
     SignalMatrix,
     TooLittleDataError,
     build_signal_matrix,
@@ -581,3 +582,55 @@ def test_no_signals_make_an_empty_matrix():
 
     assert matrix.weights.shape == (1, 1) and matrix.weights.nnz == 0
     assert matrix.bought.nnz == 0
+
+
+def likes_of(n_users=60, n_items=25, seed=3):
+    """Users of three tastes, who take other things too."""
+    rng = np.random.default_rng(seed)
+    likes = rng.random((n_users, n_items)) < 0.1
+    taste, kind = rng.integers(3, size=n_users), rng.integers(3, size=n_items)
+    likes |= (taste[:, None] == kind) & (rng.random(likes.shape) < 0.4)
+    return [(f"u{user:03}", f"p{item:03}") for user, item in zip(*np.nonzero(likes), strict=True)]
+
+
+def z_scores_of(model):
+    scores = history_scores(model)
+    return (scores - scores.mean(axis=1, keepdims=True)) / scores.std(axis=1, keepdims=True)
+
+
+def ensemble_of(matrix, **weights):
+    return fit_model("ensemble", matrix, settings={**SETTINGS, "ensemble": weights}, seed=0)
+
+
+def test_an_ensemble_of_one_model_says_what_the_model_says():
+    matrix = matrix_of(likes_of())
+
+    alone = z_scores_of(ensemble_of(matrix, gf_cf=0.3))
+
+    assert alone == pytest.approx(z_scores_of(fit("gf_cf", matrix)), abs=1e-4)
+
+
+def test_members_of_an_ensemble_count_by_their_weights_whatever_their_scale():
+    matrix = matrix_of(likes_of())
+    one, other = (z_scores_of(fit(name, matrix)) for name in ("item_item", "gf_cf"))
+    assert np.abs(one - other).mean() > 0.1
+
+    both = z_scores_of(ensemble_of(matrix, item_item=0.6, gf_cf=0.4))
+
+    blended = 0.6 * one + 0.4 * other
+    assert np.corrcoef(both.ravel(), blended.ravel())[0, 1] > 0.995
+
+
+def test_a_member_of_weight_0_is_not_fitted_and_a_failing_one_is_named():
+    matrix = matrix_of(likes_of())
+    tight = {**SETTINGS, "memory_megabytes": 0}
+
+    with pytest.raises(TooMuchMemoryError, match="gf_cf, a member of the ensemble: "):
+        fit_model(
+            "ensemble",
+            matrix,
+            settings={**tight, "ensemble": {"gf_cf": 1.0, "item_item": 0.0}},
+            seed=0,
+        )
+    with pytest.raises(CannotFitError, match="no member"):
+        ensemble_of(matrix, ease=0.0)
