@@ -60,6 +60,7 @@ SURFACES = (
             "cf_score": "double",
             "content_score": "double",
             "source": "varchar",
+            "temperature": "varchar",
             "reason": "varchar",
             "because_product_id": "varchar",
         },
@@ -201,8 +202,13 @@ def ensure_schema(connection: duckdb.DuckDBPyConnection) -> None:
         connection.execute(
             f"create table if not exists serving.{surface.name} (version varchar, {columns})"
         )
+        for name, kind in surface.columns.items():
+            # Of a warehouse from before there was such a column.
+            connection.execute(
+                f"alter table serving.{surface.name} add column if not exists {name} {kind}"
+            )
         connection.execute(
-            f"create view if not exists serving.current_{surface.name} as "
+            f"create or replace view serving.current_{surface.name} as "
             f"select {surface.column_list}, version from serving.{surface.name} "
             "where version = (select version from serving.versions where state = 'live')"
         )

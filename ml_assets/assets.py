@@ -423,6 +423,7 @@ def lists(
     warehouse: dg.ResourceParam[Warehouse],
 ) -> Iterator[dg.MaterializeResult]:
     """Blend the models, rank the products of every user who is touched, fill up, explain."""
+    from ml_assets.explain import create_macros
     from ml_assets.lists import make_lists
     from ml_assets.model_tables import hybrid_of
     from ml_assets.signal_matrix import build_signal_matrix
@@ -454,6 +455,13 @@ def lists(
             popularity=table["marts.popularity"],
             settings=settings.as_settings(),
             progress=context.log.info,
+        )
+        create_macros(
+            connection,
+            is_item_item=hybrid.is_item_item,
+            w_cf=settings.w_cf,
+            w_content=settings.w_content,
+            top_n=settings.top_n,
         )
         sources = connection.sql(
             "select source, count(*) as rows from ml.recommendations group by all order by 2 desc"

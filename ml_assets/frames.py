@@ -70,8 +70,21 @@ RECOMMENDATIONS = _frame(
     cf_score=pl.Float64,
     content_score=pl.Float64,
     source=pl.String,
+    # hot: a user with much history; warm: with a little; cold: with none.
+    temperature=pl.String,
     reason=pl.String,
     because_product_id=pl.String,
+)
+
+# How each list came about: a hash of the user's signals, and what puts raw scores on one scale,
+# z = (raw - mean) x inverse_deviation; null where the model knows nothing of the user.
+SCORED_USERS = _frame(
+    user_id=pl.String,
+    inputs_hash=pl.Int64,
+    cf_mean=pl.Float64,
+    cf_inverse_deviation=pl.Float64,
+    content_mean=pl.Float64,
+    content_inverse_deviation=pl.Float64,
 )
 
 SIMILAR_PRODUCTS = _frame(
@@ -132,7 +145,7 @@ LIST_TABLES = {
     "recommendations": "The list of every user, filled by the fallback chain where the models know "
     "too little, with a reason for each row. One row per (user, rank).",
     "scored_users": "What each user's list was made from, as a hash: a user whose hash is the same "
-    "keeps the list. One row per user.",
+    "keeps the list; and the scale of each model's scores. One row per user.",
     "scored_products": "The catalogue the lists were made from, with the hash of the models. One "
     "row per product.",
 }

@@ -442,12 +442,15 @@ class ScaledLists:
         score: `(n_users, k)` float64, the weighted sum of the z-scores.
         parts: `(n_models, n_users, k)` float64 z-scores, NaN where the model has no opinion.
         inverse_deviation: `(n_models, n_users)` float64, 0 for no opinion about the user.
+        mean: `(n_models, n_users)` float64, of the raw scores; a z-score is what a raw score is
+            above it, times `inverse_deviation`.
     """
 
     items: np.ndarray
     score: np.ndarray
     parts: np.ndarray
     inverse_deviation: np.ndarray
+    mean: np.ndarray
 
 
 def best_by_history(
@@ -484,6 +487,7 @@ def best_by_history(
         score=np.full((n_users, k), -np.inf),
         parts=np.full((2, n_users, k), np.nan),
         inverse_deviation=np.zeros((2, n_users)),
+        mean=np.zeros((2, n_users)),
     )
 
     def work(start: int, stop: int, own: tuple[np.ndarray, ...]) -> None:
@@ -501,6 +505,7 @@ def best_by_history(
             lists.score,
             lists.parts,
             lists.inverse_deviation,
+            lists.mean,
         )
 
     def scratch() -> tuple[np.ndarray, ...]:
@@ -517,7 +522,12 @@ def best_by_history(
     for done in over_blocks(work, n_users, rows_per_block=4096, scratch=scratch):
         progress(f"scored {done:,} of {n_users:,} users")
     n = len(models)
-    return replace(lists, parts=lists.parts[:n], inverse_deviation=lists.inverse_deviation[:n])
+    return replace(
+        lists,
+        parts=lists.parts[:n],
+        inverse_deviation=lists.inverse_deviation[:n],
+        mean=lists.mean[:n],
+    )
 
 
 def _pair(
@@ -678,6 +688,7 @@ def _best(
     score: np.ndarray,
     parts: np.ndarray,
     inverse_deviation: np.ndarray,
+    mean: np.ndarray,
 ) -> None:
     k = items.shape[1]
     heap_value = np.empty(k)
@@ -720,6 +731,8 @@ def _best(
         mean_two, inverse_two = _inverse_deviation(two, n_touched, n_two)
         inverse_deviation[0, user] = inverse_one
         inverse_deviation[1, user] = inverse_two
+        mean[0, user] = mean_one
+        mean[1, user] = mean_two
         for at in range(exclude_indptr[user], exclude_indptr[user + 1]):
             is_excluded[exclude_items[at]] = True
         for i in range(n_touched):

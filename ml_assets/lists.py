@@ -13,8 +13,15 @@ import duckdb
 import numpy as np
 import polars as pl
 
-from ml_assets.frames import CANDIDATES, LIST_TABLES, RECOMMENDATIONS
-from ml_assets.recommend import Hybrid, candidate_frame, propose, recommend
+from ml_assets.frames import CANDIDATES, LIST_TABLES, RECOMMENDATIONS, SCORED_USERS
+from ml_assets.recommend import (
+    Hybrid,
+    Lists,
+    candidate_frame,
+    null_for_nan,
+    propose,
+    recommend,
+)
 from ml_assets.scoring import Progress
 from ml_assets.signal_matrix import SignalMatrix, available_items
 from ml_assets.touched import (
@@ -27,36 +34,8 @@ from ml_assets.touched import (
 _BY_USER = {
     "candidates": CANDIDATES,
     "recommendations": RECOMMENDATIONS,
-    "scored_users": pl.Schema({"user_id": pl.String, "inputs_hash": pl.Int64}),
+    "scored_users": SCORED_USERS,
 }
-
-# Any weights in SQL: `from ml.blended(0.5, 0.5)`. With the weights of the settings it gives the
-# models' rows of ml.recommendations, bit for bit. Others rank the same candidates again, which the
-# weights of the settings chose.
-_BLENDED = """
-    create or replace macro ml.blended(w_cf, w_content, top_n := {top_n}) as table
-    with scored as (
-        select
-            user_id,
-            product_id,
-            w_cf::double * coalesce(cf_score, 0) + w_content::double * coalesce(content_score, 0)
-                as score,
-            cf_score,
-            content_score,
-            source
-        from ml.candidates
-    )
-    select
-        user_id,
-        row_number() over (partition by user_id order by score desc, product_id)::integer as rank,
-        product_id,
-        score,
-        cf_score,
-        content_score,
-        source
-    from scored
-    qualify rank <= top_n
-"""
 
 
 @dataclass(frozen=True)
@@ -116,7 +95,6 @@ def make_lists(
     try:
         is_from_scratch = len(rows) == len(matrix.user_ids)
         _make_room(connection, matrix.user_ids, touched, is_from_scratch=is_from_scratch)
-        _append(connection, "scored_users", _user_frame(matrix, hashes, rows))
         _replace(connection, "scored_products", catalogue)
         for start in range(0, len(rows), settings["users_per_part"]):
             part = rows[start : start + settings["users_per_part"]]
@@ -130,6 +108,11 @@ def make_lists(
                 progress=lambda _: None,
             )
             _append(connection, "candidates", candidate_frame(proposed, own_matrix))
+            _append(
+                connection,
+                "scored_users",
+                _user_frame(own_matrix.user_ids, hashes[part], own_hybrid, proposed),
+            )
             recommendations = recommend(
                 proposed,
                 matrix=own_matrix,
@@ -141,7 +124,6 @@ def make_lists(
             )
             _append(connection, "recommendations", recommendations)
             progress(f"scored {start + len(part):,} of {len(rows):,} users")
-        connection.execute(_BLENDED.format(top_n=int(settings["top_n"])))
         connection.execute("commit")
     except BaseException:
         connection.execute("rollback")
@@ -154,8 +136,17 @@ def make_lists(
     )
 
 
-def _user_frame(matrix: SignalMatrix, hashes: np.ndarray, rows: np.ndarray) -> pl.DataFrame:
-    return pl.DataFrame({"user_id": matrix.user_ids.gather(rows), "inputs_hash": hashes[rows]})
+def _user_frame(
+    user_ids: pl.Series, hashes: np.ndarray, hybrid: Hybrid, lists: Lists
+) -> pl.DataFrame:
+    """SCORED_USERS: what each list was made from, and the scale of each model's scores."""
+    frame = pl.DataFrame({"user_id": user_ids, "inputs_hash": hashes})
+    named = (("cf", hybrid.cf), ("content", hybrid.content))
+    for i, (name, model) in enumerate((name, model) for name, model in named if model is not None):
+        for what, values in (("mean", lists.mean), ("inverse_deviation", lists.inverse_deviation)):
+            known = np.where(model.knows_user, values[i], np.nan)
+            frame = frame.with_columns(null_for_nan(known).alias(f"{name}_{what}"))
+    return frame.match_to_schema(SCORED_USERS, missing_columns="insert")
 
 
 @dataclass(frozen=True)
@@ -206,11 +197,16 @@ class _ScoredTables:
 def _read_scored(connection: duckdb.DuckDBPyConnection) -> _ScoredTables | None:
     connection.execute("create schema if not exists ml")
     found = connection.execute(
-        "select count(*) from information_schema.tables "
-        "where table_schema = 'ml' and list_contains($tables, table_name)",
+        "select table_name, list(column_name order by column_name)"
+        " from information_schema.columns"
+        " where table_schema = 'ml' and list_contains($tables, table_name) group by table_name",
         {"tables": list(LIST_TABLES)},
     ).fetchall()
-    if found[0][0] < len(LIST_TABLES):
+    columns = dict(found)
+    # Tables of another release are made from scratch.
+    if len(columns) < len(LIST_TABLES) or any(
+        columns[table] != sorted(schema) for table, schema in _BY_USER.items()
+    ):
         return None
     hashes = connection.execute("select distinct model_hash from ml.scored_products").fetchall()
     return _ScoredTables(connection, hashes[0][0]) if len(hashes) == 1 else None

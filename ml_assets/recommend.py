@@ -35,6 +35,10 @@ REASONS = {
 }
 
 
+# Below so many a user is warm at best.
+PRODUCTS_OF_A_HOT_USER = 5
+
+
 @dataclass(frozen=True)
 class Hybrid:
     """The models that could be fitted, each with its weight; either may be missing.
@@ -83,15 +87,17 @@ class Lists:
         score: `(n_users, k)` float64, the weighted sum of the two below.
         cf: `(n_users, k)` float64 z-score, NaN where the model has no opinion.
         content: Likewise.
-        inverse_deviation: `(n_models, n_users)` float64, 1 / deviation of each user's raw scores;
-            only of item-item models.
+        inverse_deviation: `(n_models, n_users)` float64, 1 / deviation of each user's raw scores, 0
+            where the model has no opinion.
+        mean: `(n_models, n_users)` float64, of the raw scores.
     """
 
     items: np.ndarray
     score: np.ndarray
     cf: np.ndarray
     content: np.ndarray
-    inverse_deviation: np.ndarray | None = None
+    inverse_deviation: np.ndarray
+    mean: np.ndarray
 
 
 def propose(
@@ -112,11 +118,12 @@ def propose(
     nan = np.full((exclude.shape[0], k), np.nan)
     models = hybrid.models
     if not models:
-        return Lists(np.full(nan.shape, NOTHING, np.int32), nan, nan, nan)
-    inverse_deviation = None
+        no_scale = np.empty((0, len(nan)))
+        return Lists(np.full(nan.shape, NOTHING, np.int32), nan, nan, nan, no_scale, no_scale)
     if hybrid.is_item_item:
         found = best_by_history(models, k=k, exclude=exclude, eligible=eligible, progress=progress)
-        best, each, inverse_deviation = found.items, found.parts, found.inverse_deviation
+        best, each = found.items, found.parts
+        scale = (found.inverse_deviation, found.mean)
     else:
         blended = blend(models)
         best = top_items(
@@ -131,6 +138,7 @@ def propose(
         )
         best[~np.logical_or.reduce(blended.knows_user)] = NOTHING
         each = part_scores(blended, best)
+        scale = (blended.inverse_deviation, blended.mean)
     parts = iter(each)
     cf = next(parts) if hybrid.cf is not None else nan
     content = next(parts) if hybrid.content is not None else nan
@@ -141,7 +149,7 @@ def propose(
     best, score, cf, content = (
         np.take_along_axis(array, order, axis=1) for array in (best, score, cf, content)
     )
-    return Lists(best, score, cf, content, inverse_deviation)
+    return Lists(best, score, cf, content, *scale)
 
 
 def random_lists(*, k: int, exclude: sp.csr_matrix, eligible: np.ndarray, seed: int) -> np.ndarray:
@@ -266,6 +274,7 @@ def recommend(
             "cf_score": null_for_nan(cf),
             "content_score": null_for_nan(content),
             "source": sources.gather(source),
+            "temperature": _temperatures(matrix, hybrid).gather(place[0]),
             "because_product_id": _gather_or_null(matrix.product_ids, because[place]),
             "because": _gather_or_null(_titles(products, matrix), because[place]),
             "opening": pl.Series([REASONS[k] for k in sorted(REASONS)]).gather(kind[place]),
@@ -276,6 +285,16 @@ def recommend(
         frame.join(keys, on="user_id", how="left", maintain_order="left")
         .with_columns(reason=_reason())
         .match_to_schema(RECOMMENDATIONS, extra_columns="ignore")
+    )
+
+
+def _temperatures(matrix: SignalMatrix, hybrid: Hybrid) -> pl.Series:
+    """Of each user: cold without any signal, hot with enough for the collaborative model."""
+    n_products = np.diff(matrix.history.indptr)
+    is_hot = n_products >= PRODUCTS_OF_A_HOT_USER
+    is_hot &= hybrid.cf.knows_user if hybrid.cf is not None else False
+    return pl.Series(["cold", "warm", "hot"]).gather(
+        np.where(is_hot, 2, np.minimum(n_products, 1)).astype(np.int64)
     )
 
 
@@ -325,7 +344,7 @@ def _because(
     step: np.ndarray,
     matrix: SignalMatrix,
     hybrid: Hybrid,
-    inverse_deviation: np.ndarray | None,
+    inverse_deviation: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The product in the user's history that speaks most for each recommended one.
 
@@ -339,7 +358,7 @@ def _because(
     chosen = np.where(step == NOTHING, filled, NOTHING).astype(np.int32)
     if not hybrid.models:
         at = np.full(filled.shape, NOTHING, dtype=np.int64)
-    elif inverse_deviation is not None:
+    elif hybrid.is_item_item:
         at = because_by_history(hybrid.models, inverse_deviation, chosen)
     else:
         at = _because_alike(hybrid, chosen, matrix.history)

@@ -65,6 +65,9 @@ class Blend:
             to the model gets beside the inner product.
         parts: For each model, the columns of the vectors that are its own.
         weights: For each model, its weight in the sum.
+        inverse_deviation: `(n_models, n_users)` float64, 1 / deviation of the raw scores, 0 where
+            there is none.
+        mean: `(n_models, n_users)` float64, of the raw scores.
         knows_user: For each model, `(n_users,)` bool.
         knows_item: For each model, `(n_items,)` bool.
     """
@@ -74,6 +77,8 @@ class Blend:
     offsets: np.ndarray
     parts: tuple[slice, ...]
     weights: tuple[float, ...]
+    inverse_deviation: np.ndarray
+    mean: np.ndarray
     knows_user: tuple[np.ndarray, ...]
     knows_item: tuple[np.ndarray, ...]
 
@@ -113,8 +118,10 @@ def blend(models: list[tuple[FactorModel, float]]) -> Blend:
     does not know gets 0 from it, the mean: no opinion. So does a user.
     """
     users, items, offsets, parts, start = [], [], [], [], 0
+    scales = []
     for model, weight in models:
         inverse, mean = _scale(model)
+        scales.append((inverse, mean))
         factor = np.float64(weight) * inverse
         users.append((model.user_factors * factor[:, None]).astype(np.float32))
         items.append(np.where(model.knows_item[:, None], model.item_factors, np.float32(0)))
@@ -127,6 +134,8 @@ def blend(models: list[tuple[FactorModel, float]]) -> Blend:
         offsets=np.column_stack(offsets),
         parts=tuple(parts),
         weights=tuple(weight for _, weight in models),
+        inverse_deviation=np.array([inverse for inverse, _ in scales]),
+        mean=np.array([mean for _, mean in scales]),
         knows_user=tuple(model.knows_user for model, _ in models),
         knows_item=tuple(model.knows_item for model, _ in models),
     )

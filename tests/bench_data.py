@@ -110,10 +110,7 @@ def trained_factors(
 
 def split_at_random(matrix: sp.csr_matrix, *, name: str, share: float, seed: int) -> Split:
     """A share of each user's entries is to be found; of a user with few, maybe none."""
-    return _split(matrix, np.random.default_rng(seed).random(matrix.nnz) < share, name)
-
-
-def _split(matrix: sp.csr_matrix, held_back: np.ndarray, name: str) -> Split:
+    held_back = np.random.default_rng(seed).random(matrix.nnz) < share
     rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
 
     def part(mask: np.ndarray) -> sp.csr_matrix:
@@ -121,38 +118,6 @@ def _split(matrix: sp.csr_matrix, held_back: np.ndarray, name: str) -> Split:
         return sp.csr_matrix((matrix.data[mask], place), shape=matrix.shape)
 
     return Split(name, part(~held_back), part(held_back))
-
-
-def split_by_neighbourhood(matrix: sp.csr_matrix, *, name: str, share: float, seed: int) -> Split:
-    """Of each user one entry drawn at random is to be found, and the share of theirs nearest to it.
-
-    Near is a cosine of who has both items. What a user will do next lies together more than a
-    random draw of what they did: they go to a new town, or take up a new hobby.
-
-    Args:
-        matrix: `(n_users, n_items)`, sorted indices.
-        name: Of the split.
-        share: Of a user's entries; at least one, and none of a user who has only one.
-        seed: Of the draws.
-    """
-    rng = np.random.default_rng(seed)
-    n_of_user = np.diff(matrix.indptr)
-    n_held = np.where(n_of_user > 1, np.maximum(1, np.rint(share * n_of_user)), 0).astype(np.int64)
-    drawn = matrix.indptr[:-1] + rng.integers(0, np.maximum(n_of_user, 1))
-    noise = 1e-6 * rng.random(matrix.nnz)
-    inverse = 1.0 / np.sqrt(np.maximum(np.bincount(matrix.indices, minlength=matrix.shape[1]), 1))
-    unit = sp.csr_matrix(matrix @ sp.diags(inverse))
-    by_item = sp.csr_matrix(unit.T)
-    held_back = np.zeros(matrix.nnz, dtype=bool)
-    for start in range(0, matrix.shape[0], 512):
-        rows = np.flatnonzero(n_held[start : start + 512]) + start
-        likeness = sp.csr_matrix(by_item[matrix.indices[drawn[rows]]] @ unit)
-        for place, row in enumerate(rows):
-            own = slice(matrix.indptr[row], matrix.indptr[row + 1])
-            near = likeness[place].toarray()[0, matrix.indices[own]] + noise[own]
-            near[drawn[row] - own.start] = np.inf
-            held_back[own.start + np.argsort(-near, kind="stable")[: n_held[row]]] = True
-    return _split(matrix, held_back, name)
 
 
 def gowalla(folder: Path) -> Split:

@@ -101,6 +101,7 @@ def fill_tables(connection: duckdb.DuckDBPyConnection, *, n_users: int, top_n: i
                 when item % 5 = 0 then 'Trending now'
                 else 'Because you bought ' || title_of(hash(n, item % 5) % 50000)
             end as reason,
+            'hot' as temperature,
             product_id_of(hash(n, item % 5) % 50000) as because_product_id
         from range($users) as users (n), range(1, $items + 1) as items (item)
         order by user_id, rank

@@ -50,6 +50,7 @@ def _lists(n_users: int) -> pl.DataFrame:
                 "source": pl.Series(["hybrid", "content", "popular"]).gather(
                     rng.integers(3, size=n)
                 ),
+                "temperature": "hot",
                 "because_product_id": because,
             }
         )

@@ -89,6 +89,7 @@ def fill_shop(
                 when item = $items then 'Trending now'
                 else 'Because you bought "Lantern No. ' || (n + item // 3) % $products || '"'
             end as reason,
+            'hot' as temperature,
             null::varchar as because_product_id
         from user_ids, range(1, $items + 1) as items (item)
         order by hash(user_id, item)

@@ -168,6 +168,107 @@ def test_the_published_lists_can_be_blended_again_in_sql(shop):
     assert {row[2] for row in texts_only} != {row[2] for row in again if row[1] <= 3}
 
 
+def unexplained(line):
+    """Published rows whose shares do not add up to the score, and how many there are in all."""
+    return line.query(
+        """
+        with explained as (
+            select user_id, product_id, sum(share) as score from ml.score_shares group by all
+        )
+        select
+            count(*) filter (
+                explained.score is null or abs(lists.score - explained.score) > 1e-5
+            ),
+            count(*)
+        from ml.recommendations as lists
+        left join explained using (user_id, product_id)
+        """
+    )[0]
+
+
+def test_the_shares_of_every_published_row_add_up_to_its_score(shop):
+    line, _ = shop
+
+    n_wrong, n_rows = unexplained(line)
+
+    assert n_rows > 1000 and n_wrong == 0
+
+
+def test_an_explanation_names_what_the_user_did_and_its_share(shop):
+    line, _ = shop
+    ((user, product, score, because),) = line.query(
+        "select user_id, product_id, score, because_product_id from ml.recommendations"
+        " where source = 'hybrid' and because_product_id is not null"
+        " order by score desc, user_id limit 1"
+    )
+
+    rows = line.query(
+        "select because_product_id, because_title, what, share"
+        f" from ml.explain_recommendation('{user}', '{product}')"
+    )
+
+    assert sum(row[3] for row in rows) == pytest.approx(score, abs=1e-5)
+    of_product: dict[str, float] = {}
+    for name, _, what, share in rows:
+        if name is not None:
+            of_product[name] = of_product.get(name, 0.0) + share
+            assert what in ("bought", "put in the cart", "looked at")
+        else:
+            assert what == "an average product" and share < 0
+    # The reason that is published is the product of the largest share.
+    of_product.pop(product, None)
+    assert max(of_product, key=lambda name: of_product[name]) == because
+
+
+def test_why_a_product_is_not_on_the_list_has_an_answer(shop):
+    line, _ = shop
+    ((user,),) = line.query(
+        "select user_id from marts.signals where n_purchases > 0 order by user_id limit 1"
+    )
+
+    def why(of_user, product):
+        return [
+            reason
+            for (reason,) in line.query(f"select reason from ml.why_not('{of_user}', '{product}')")
+        ]
+
+    def first(sql):
+        return line.value(sql.format(user=user))
+
+    bought = first(
+        "select product_id from marts.signals join marts.products using (product_id)"
+        " where user_id = '{user}' and n_purchases > 0 and is_available limit 1"
+    )
+    listed = first("select product_id from ml.recommendations where user_id = '{user}' limit 1")
+    others = line.query(
+        "select product_id from marts.products where is_available and product_id not in"
+        f" (select product_id from ml.recommendations where user_id = '{user}') and product_id not"
+        f" in (select product_id from marts.signals where user_id = '{user}' and n_purchases > 0)"
+    )
+    assert why("nobody", listed) == ["no such user"]
+    assert why(user, "no such thing") == ["no such product"]
+    assert why(user, listed) == ["it is on the list"]
+    assert why(user, bought) == ["bought already"]
+    answers = {reason for (product,) in others[:15] for reason in why(user, product)}
+    assert answers <= {"other products are better", "nothing leads there"} and answers
+    # Every product of the shop has an answer.
+    assert all(len(why(user, product)) == 1 for (product,) in others[:15])
+
+
+def test_how_much_is_served_by_what_adds_up(shop):
+    line, _ = shop
+
+    rows = line.query("select temperature, source, n_rows, share from marts.degradation")
+
+    assert sum(row[3] for row in rows) == pytest.approx(1)
+    assert sum(row[2] for row in rows) == line.value("select count(*) from ml.recommendations")
+    assert {row[0] for row in rows} <= {"hot", "warm", "cold"}
+    served = line.query(
+        "select distinct temperature, source from serving.current_recommendations order by all"
+    )
+    assert served == sorted((row[0], row[1]) for row in rows)
+
+
 def test_models_are_tables_and_sql_can_score_with_them(shop):
     line, _ = shop
 

@@ -1,0 +1,334 @@
+"""What an analyst asks of the lists, as macros and views of the warehouse.
+
+    from ml.explain_recommendation('12977', '22423')   -- why this?
+    from ml.why_not('12977', '22423')                  -- why is it not on the list?
+    from ml.score_shares                               -- of every published row
+    from ml.blended(0.5, 0.5)                          -- and with other weights?
+    from marts.degradation                             -- how much is served by what?
+
+The shares of an explanation add up to the published score. A score is
+`w_cf z(cf) + w_content z(content)`, a z-score what the raw score lies above the user's mean, times
+1 / deviation, and the raw score a sum over what the user touched; so each touched product has a
+share of its own, and what an average product gets is a share as well.
+"""
+
+import duckdb
+
+# With the weights of the settings it gives the models' rows of ml.recommendations, bit for bit.
+# Others rank the same candidates again, which the weights of the settings chose.
+_BLENDED = """
+    create or replace macro ml.blended(w_cf, w_content, top_n := {top_n}) as table
+    with scored as (
+        select
+            user_id,
+            product_id,
+            w_cf::double * coalesce(cf_score, 0) + w_content::double * coalesce(content_score, 0)
+                as score,
+            cf_score,
+            content_score,
+            source
+        from ml.candidates
+    )
+    select
+        user_id,
+        row_number() over (partition by user_id order by score desc, product_id)::integer as rank,
+        product_id,
+        score,
+        cf_score,
+        content_score,
+        source
+    from scored
+    qualify rank <= top_n
+"""
+
+# What a model reads of what was done, and what that leads to: one row per (asked pair, model,
+# touched product), gain being its part of the raw score, in the model's own precision.
+_BY_HISTORY = """
+    follows as (
+        select 'collaborative' as part, * from ml.item_neighbours
+        union all
+        select 'content' as part, * from ml.content_neighbours
+    ),
+    target as (
+        select
+            asked.user_id,
+            asked.product_id,
+            part,
+            item,
+            is_known and (part = 'collaborative' or len(other_items) > 0) as has_opinion
+        from asked
+        inner join follows using (product_id)
+    ),
+    gains as (
+        select
+            target.user_id,
+            target.product_id,
+            part,
+            past.product_id as because_product_id,
+            sqrt(past.relative_weight::float)::float::double
+                * follows.weights[list_position(follows.other_items, target.item)]::double as gain
+        from past
+        inner join follows using (product_id)
+        inner join target using (user_id, part)
+        where list_contains(follows.other_items, target.item)
+    ),
+    known as (
+        select user_id, product_id, part, has_opinion or bool_or(gain is not null) as is_known
+        from target
+        left join gains using (user_id, product_id, part)
+        group by user_id, product_id, part, has_opinion
+    )
+"""
+
+# A user's vector is one answer to everything they did, so the collaborative score is one share; a
+# text profile is a mean of what was touched, and has a share for each.
+_BY_FACTORS = """
+    follows as (
+        select 'collaborative' as part, product_id, factors::double[] as vector
+        from ml.item_factors
+        union all
+        select 'content' as part, product_id, vector::double[] as vector
+        from ml.product_vectors
+    ),
+    known as (
+        select
+            asked.user_id,
+            asked.product_id,
+            part,
+            vector,
+            list_bool_or(list_transform(vector, x -> x <> 0)) as is_known
+        from asked
+        inner join follows using (product_id)
+    ),
+    read as (
+        select past.user_id, past.product_id, past.relative_weight::float::double as weight, vector
+        from past
+        inner join follows using (product_id)
+        where part = 'content' and list_bool_or(list_transform(vector, x -> x <> 0))
+    ),
+    totals as (select user_id, sum(weight) as weight from read group by user_id),
+    gains as (
+        select
+            known.user_id,
+            known.product_id,
+            part,
+            null as because_product_id,
+            list_inner_product(users.factors::double[], known.vector) as gain
+        from known
+        inner join ml.user_factors as users using (user_id)
+        where part = 'collaborative'
+        union all
+        select
+            known.user_id,
+            known.product_id,
+            part,
+            read.product_id,
+            read.weight / totals.weight * list_inner_product(read.vector, known.vector)
+        from known
+        inner join read using (user_id)
+        inner join totals using (user_id)
+        where part = 'content'
+    )
+"""
+
+_EXPLAINED = """
+    with
+    asked as ({asked}),
+    published as (from ml.recommendations semi join asked using (user_id, product_id)),
+    past as (from marts.signals semi join asked using (user_id)),
+    {models},
+    scales as (
+        select
+            known.user_id,
+            known.product_id,
+            part,
+            case part when 'collaborative' then {w_cf}::double else {w_content}::double end
+                as weight,
+            case part when 'collaborative' then cf_mean else content_mean end as mean,
+            case part
+                when 'collaborative' then cf_inverse_deviation
+                else content_inverse_deviation
+            end as inverse_deviation
+        from known
+        inner join ml.scored_users using (user_id)
+        -- The chain asks no model.
+        anti join (from published where source not in ('hybrid', 'content')) as filled
+            using (user_id, product_id)
+        where is_known and inverse_deviation is not null
+    ),
+    shares as (
+        select
+            user_id,
+            product_id,
+            part,
+            because_product_id,
+            weight * inverse_deviation * gain as share,
+            gain as raw_score,
+            weight,
+            inverse_deviation,
+            'the user''s taste' as what
+        from gains
+        inner join scales using (user_id, product_id, part)
+
+        union all
+
+        -- What a product gets that nothing speaks for: below 0, since some products have more.
+        select
+            user_id,
+            product_id,
+            part,
+            null,
+            - weight * inverse_deviation * mean,
+            - mean,
+            weight,
+            inverse_deviation,
+            'an average product'
+        from scales
+
+        union all
+
+        select
+            user_id, product_id, source, null, score, null, null, null, 'the fallback chain'
+        from published
+        where source not in ('hybrid', 'content')
+    )
+    select
+        shares.user_id,
+        shares.product_id,
+        shares.part,
+        shares.because_product_id,
+        products.title as because_title,
+        case
+            when past.n_purchases > 0 then 'bought'
+            when past.n_carts > 0 then 'put in the cart'
+            when past.product_id is not null then 'looked at'
+            else shares.what
+        end as what,
+        shares.share,
+        shares.raw_score,
+        shares.weight,
+        shares.inverse_deviation
+    from shares
+    left join past
+        on shares.user_id = past.user_id and shares.because_product_id = past.product_id
+    left join marts.products as products on shares.because_product_id = products.product_id
+"""
+
+_EXPLAIN = """
+    create or replace macro ml.explain_recommendation(the_user, the_product) as table
+    from ({explained})
+    order by abs(share) desc, part, because_product_id
+"""
+
+# Every published row at once: minutes of work for a large shop.
+_SHARES = "create or replace view ml.score_shares as {explained}"
+
+_WHY_NOT = """
+    create or replace macro ml.why_not(the_user, the_product) as table
+    with
+    asked as (
+        select
+            exists (select 1 from marts.users where user_id = the_user) as is_user,
+            (select is_available from marts.products where product_id = the_product)
+                as is_available,
+            (
+                select rank from ml.recommendations
+                where user_id = the_user and product_id = the_product
+            ) as rank,
+            (
+                select coalesce(n_purchases, 0) from marts.signals
+                where user_id = the_user and product_id = the_product
+            ) as n_purchases,
+            (
+                select rank from ml.candidates
+                where user_id = the_user and product_id = the_product
+            ) as candidate_rank,
+            (select sum(share) from ml.explain_recommendation(the_user, the_product)) as score,
+            (
+                select count(*) from ml.explain_recommendation(the_user, the_product)
+                where raw_score > 0
+            ) as n_reasons,
+            (
+                select min(score) from ml.recommendations
+                where user_id = the_user and source in ('hybrid', 'content')
+            ) as least_score,
+            (select max(rank) from ml.recommendations where user_id = the_user) as n_rows
+    ),
+    answers as (
+        select 1 as position, 'no such user' as reason,
+            'not in marts.users: nothing of theirs was accepted' as detail
+        from asked where not is_user
+        union all
+        select 2, 'no such product', 'not in marts.products' from asked where is_available is null
+        union all
+        select 3, 'it is on the list', 'rank ' || rank from asked where rank is not null
+        union all
+        select 4, 'not available', 'out of stock, or not on offer on the day' from asked
+        where not is_available
+        union all
+        select 5, 'bought already', 'purchases: ' || n_purchases from asked where n_purchases > 0
+        union all
+        select 6, 'other products are better',
+            format('score {{:.3f}}, the last of the models'' {{}} rows has {{:.3f}}',
+                score, n_rows, least_score)
+        from asked
+        where rank is null and is_available and coalesce(n_purchases, 0) = 0 and n_reasons > 0
+        union all
+        select 7, 'nothing leads there',
+            'no model follows from what the user did to this product'
+        from asked
+        where rank is null and is_user and is_available and coalesce(n_purchases, 0) = 0
+            and n_reasons = 0
+    )
+    select reason, detail from answers order by position
+"""
+
+_DEGRADATION = """
+    create or replace view marts.degradation as
+    select
+        temperature,
+        source,
+        count(*) as n_rows,
+        count(distinct user_id) as n_users,
+        count(*) / sum(count(*)) over () as share
+    from ml.recommendations
+    group by temperature, source
+    order by n_rows desc
+"""
+
+
+def create_macros(
+    connection: duckdb.DuckDBPyConnection,
+    *,
+    is_item_item: bool,
+    w_cf: float,
+    w_content: float,
+    top_n: int,
+) -> None:
+    """Create or replace what is named above; the tables of the lists must be there.
+
+    Args:
+        connection: The warehouse, for writing.
+        is_item_item: Of which family the models are.
+        w_cf: Weight of the collaborative score in the lists.
+        w_content: Weight of the content score.
+        top_n: Rows a user.
+    """
+
+    def explained(asked: str) -> str:
+        return _EXPLAINED.format(
+            asked=asked,
+            models=(_BY_HISTORY if is_item_item else _BY_FACTORS).strip(),
+            w_cf=repr(w_cf),
+            w_content=repr(w_content),
+        )
+
+    one = "select the_user::varchar as user_id, the_product::varchar as product_id"
+    connection.execute(_BLENDED.format(top_n=int(top_n)))
+    connection.execute(_EXPLAIN.format(explained=explained(one)))
+    connection.execute(
+        _SHARES.format(explained=explained("select user_id, product_id from ml.recommendations"))
+    )
+    connection.execute(_WHY_NOT.format())
+    connection.execute("create schema if not exists marts")
+    connection.execute(_DEGRADATION)
