@@ -90,12 +90,23 @@ def gf_cf_by_hand(ratings, settings):
     return a.T @ a + settings["low_pass_weight"] * low_pass
 
 
+def runge_kutta(state, slope, step):
+    """The classical method, as in any textbook."""
+    one = slope(state)
+    two = slope(state + step / 2 * one)
+    three = slope(state + step / 2 * two)
+    four = slope(state + step * three)
+    return state + step / 6 * (one + 2 * two + 2 * three + four)
+
+
 def bspm_by_hand(ratings, settings):
     """GF-CF, then Euler's steps dS = -S P dt."""
     a = normalised(ratings, user_power=0.5, item_power=0.5)
     state = gf_cf_by_hand(ratings, settings)
     for _ in range(settings["sharpening_steps"]):
-        state = state - settings["sharpening"] / settings["sharpening_steps"] * state @ a.T @ a
+        state = runge_kutta(
+            state, lambda s: -s @ a.T @ a, settings["sharpening"] / settings["sharpening_steps"]
+        )
     return state
 
 
