@@ -1,9 +1,10 @@
 """The models and lists as Dagster assets: thin, each a call of a function next door."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import duckdb
@@ -26,6 +27,9 @@ from ml_assets.frames import (
     USERS,
 )
 from ml_assets.warehouse import MissingTableError, Warehouse, read_table
+
+if TYPE_CHECKING:
+    from ml_assets.rules import Rule
 
 # What computes is imported inside the step that needs it: compilers and models take seconds, and
 # whoever only looks at the assets needs none of them. See `orchestration.gates.import_early`.
@@ -51,6 +55,7 @@ LISTS_FROM: dict[str, list[str] | None] = {
     "marts.users": USERS.names(),
     "marts.products": PRODUCTS.names(),
     "marts.popularity": POPULARITY.names(),
+    "staging.merchandising_rules": None,
     "ml.user_factors": None,
     "ml.item_factors": None,
     "ml.item_neighbours": None,
@@ -426,9 +431,11 @@ def lists(
     from ml_assets.explain import create_macros
     from ml_assets.lists import make_lists
     from ml_assets.model_tables import hybrid_of
+    from ml_assets.rules import RulesError, active_rules, compile_rules
     from ml_assets.signal_matrix import build_signal_matrix
 
     settings = recommender.in_force(warehouse)
+    _, as_of = _days(warehouse)
     with warehouse.connect() as connection:
         table = _read_all(connection)
         matrix = build_signal_matrix(
@@ -446,6 +453,22 @@ def lists(
             w_cf=settings.w_cf,
             w_content=settings.w_content,
         )
+        try:
+            active = active_rules(table["staging.merchandising_rules"], as_of=as_of)
+            rules = compile_rules(
+                connection,
+                active,
+                user_ids=matrix.user_ids,
+                product_ids=matrix.product_ids,
+                as_of=as_of,
+                top_n=settings.top_n,
+            )
+        except RulesError as error:
+            raise dg.Failure(
+                description=f"merchandising rules: {error}. Correct "
+                "dbt_project/seeds/merchandising_rules.csv and run again; what is published stays.",
+                allow_retries=False,
+            ) from None
         report = make_lists(
             connection,
             matrix=matrix,
@@ -455,7 +478,9 @@ def lists(
             popularity=table["marts.popularity"],
             settings=settings.as_settings(),
             progress=context.log.info,
+            rules=rules,
         )
+        _write_rules(connection, active)
         create_macros(
             connection,
             is_item_item=hybrid.is_item_item,
@@ -474,10 +499,24 @@ def lists(
                 "users": report.n_users,
                 "users_scored": report.n_scored,
                 "why": str(report.touched),
+                "rules_in_force": ", ".join(rule.rule_id for rule in active) or "none",
                 "rows_by_source": dg.MetadataValue.md(markdown_table(sources)),
                 "sample": dg.MetadataValue.md(markdown_table(example)),
             }
         yield dg.MaterializeResult(asset_key=["ml", name], metadata=metadata)
+
+
+def _write_rules(connection: duckdb.DuckDBPyConnection, rules: Sequence["Rule"]) -> None:
+    """ml.rules_in_force: what the lists were made by, in the order of application."""
+    connection.execute(
+        "create or replace table ml.rules_in_force (position integer, rule_id varchar,"
+        " action varchar, predicate varchar, value double, by_column varchar, restricts boolean)"
+    )
+    for position, rule in enumerate(rules, start=1):
+        connection.execute(
+            "insert into ml.rules_in_force values (?, ?, ?, ?, ?, ?, ?)",
+            [position, *astuple(rule), rule.restricts],
+        )
 
 
 def _read_all(connection: duckdb.DuckDBPyConnection) -> dict[str, pl.DataFrame]:

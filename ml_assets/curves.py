@@ -241,7 +241,7 @@ def _examples(
     in_order = sorted(range(len(user_ids)), key=lambda row: _digest(user_ids[row]))
     rows = np.sort(np.array(in_order[:_N_EXAMPLES], dtype=np.int64))
     matrix, own = past.matrix.for_users(past.asked[rows]), hybrid.for_users(rows)
-    return recommend(
+    explained, _ = recommend(
         _proposed(past, own, matrix.bought, settings, k=settings["top_n"]),
         matrix=matrix,
         hybrid=own,
@@ -250,6 +250,7 @@ def _examples(
         popularity=past.popularity,
         top_n=settings["top_n"],
     )
+    return explained
 
 
 def _digest(user_id: str) -> str:

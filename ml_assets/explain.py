@@ -96,7 +96,7 @@ _BY_FACTORS = """
             asked.product_id,
             part,
             vector,
-            list_bool_or(list_transform(vector, x -> x <> 0)) as is_known
+            list_bool_or(list_transform(vector, lambda x: x <> 0)) as is_known
         from asked
         inner join follows using (product_id)
     ),
@@ -104,7 +104,7 @@ _BY_FACTORS = """
         select past.user_id, past.product_id, past.relative_weight::float::double as weight, vector
         from past
         inner join follows using (product_id)
-        where part = 'content' and list_bool_or(list_transform(vector, x -> x <> 0))
+        where part = 'content' and list_bool_or(list_transform(vector, lambda x: x <> 0))
     ),
     totals as (select user_id, sum(weight) as weight from read group by user_id),
     gains as (
@@ -188,9 +188,33 @@ _EXPLAINED = """
         union all
 
         select
-            user_id, product_id, source, null, score, null, null, null, 'the fallback chain'
+            user_id,
+            product_id,
+            source,
+            null,
+            score,
+            null,
+            null,
+            null,
+            case when source = 'pinned' then 'a rule' else 'the fallback chain' end
         from published
         where source not in ('hybrid', 'content')
+
+        union all
+
+        select
+            user_id,
+            product_id,
+            'boost',
+            null,
+            score - {w_cf}::double * coalesce(cf_score, 0)
+                - {w_content}::double * coalesce(content_score, 0) as share,
+            null,
+            null,
+            null,
+            'a rule'
+        from published
+        where source in ('hybrid', 'content') and abs(share) > 1e-9
     )
     select
         shares.user_id,
@@ -252,7 +276,11 @@ _WHY_NOT = """
                 select min(score) from ml.recommendations
                 where user_id = the_user and source in ('hybrid', 'content')
             ) as least_score,
-            (select max(rank) from ml.recommendations where user_id = the_user) as n_rows
+            (select max(rank) from ml.recommendations where user_id = the_user) as n_rows,
+            exists (
+                select 1 from ml.rule_ledger
+                where user_id = the_user and product_id = the_product and new_rank is null
+            ) as is_ruled_out
     ),
     answers as (
         select 1 as position, 'no such user' as reason,
@@ -268,17 +296,23 @@ _WHY_NOT = """
         union all
         select 5, 'bought already', 'purchases: ' || n_purchases from asked where n_purchases > 0
         union all
-        select 6, 'other products are better',
+        select 6, 'a rule keeps it off', string_agg(rule_id || ' (' || action || ')', ', ')
+        from ml.rule_ledger
+        where user_id = the_user and product_id = the_product and new_rank is null
+        having count(*) > 0
+        union all
+        select 7, 'other products are better',
             format('score {{:.3f}}, the last of the models'' {{}} rows has {{:.3f}}',
                 score, n_rows, least_score)
         from asked
         where rank is null and is_available and coalesce(n_purchases, 0) = 0 and n_reasons > 0
+            and not is_ruled_out
         union all
-        select 7, 'nothing leads there',
+        select 8, 'nothing leads there',
             'no model follows from what the user did to this product'
         from asked
         where rank is null and is_user and is_available and coalesce(n_purchases, 0) = 0
-            and n_reasons = 0
+            and n_reasons = 0 and not is_ruled_out
     )
     select reason, detail from answers order by position
 """

@@ -144,6 +144,8 @@ LIST_TABLES = {
     "user. One row per (user, rank), best first.",
     "recommendations": "The list of every user, filled by the fallback chain where the models know "
     "too little, with a reason for each row. One row per (user, rank).",
+    "rule_ledger": "Which candidates a rule removed or moved, and from which rank; new_rank is "
+    "null for what is not on the list. One row per (user, product, rule).",
     "scored_users": "What each user's list was made from, as a hash: a user whose hash is the same "
     "keeps the list; and the scale of each model's scores. One row per user.",
     "scored_products": "The catalogue the lists were made from, with the hash of the models. One "

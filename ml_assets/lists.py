@@ -22,6 +22,8 @@ from ml_assets.recommend import (
     propose,
     recommend,
 )
+from ml_assets.ruled_lists import RULE_LEDGER
+from ml_assets.rules import RuleSet
 from ml_assets.scoring import Progress
 from ml_assets.signal_matrix import SignalMatrix, available_items
 from ml_assets.touched import (
@@ -34,6 +36,7 @@ from ml_assets.touched import (
 _BY_USER = {
     "candidates": CANDIDATES,
     "recommendations": RECOMMENDATIONS,
+    "rule_ledger": RULE_LEDGER,
     "scored_users": SCORED_USERS,
 }
 
@@ -58,6 +61,7 @@ def make_lists(
     popularity: pl.DataFrame,
     settings: Mapping[str, Any],
     progress: Progress,
+    rules: RuleSet | None = None,
 ) -> ListsReport:
     """Bring ml.candidates and ml.recommendations up to date; see `touched.py` for who is scored.
 
@@ -71,8 +75,11 @@ def make_lists(
         settings: `candidates`, `top_n`, `block_bytes`, `users_per_part`, and whatever else lists
             can depend on.
         progress: Told whom it will score, and how far it is.
+        rules: Of all users of the matrix.
     """
     hashes = inputs_hashes(matrix)
+    if rules is not None:
+        hashes = hashes ^ rules.digest_of_group[rules.group_of_user]
     hash_of_models = model_hash(
         hybrid, matrix.product_ids, settings=json.dumps(dict(settings), sort_keys=True)
     )
@@ -113,7 +120,7 @@ def make_lists(
                 "scored_users",
                 _user_frame(own_matrix.user_ids, hashes[part], own_hybrid, proposed),
             )
-            recommendations = recommend(
+            recommendations, ledger = recommend(
                 proposed,
                 matrix=own_matrix,
                 hybrid=own_hybrid,
@@ -121,8 +128,10 @@ def make_lists(
                 products=products,
                 popularity=popularity,
                 top_n=settings["top_n"],
+                rules=rules and rules.for_users(part),
             )
             _append(connection, "recommendations", recommendations)
+            _append(connection, "rule_ledger", ledger)
             progress(f"scored {start + len(part):,} of {len(rows):,} users")
         connection.execute("commit")
     except BaseException:

@@ -8,7 +8,7 @@ import polars as pl
 import scipy.sparse as sp
 from numba import njit
 
-from ml_assets.fallback import CHAIN, arrange_popularity, fill_lists
+from ml_assets.fallback import CHAIN, arrange_popularity
 from ml_assets.frames import CANDIDATES, RECOMMENDATIONS, SIMILAR_PRODUCTS
 from ml_assets.item_item import (
     NOTHING,
@@ -18,6 +18,8 @@ from ml_assets.item_item import (
     largest_of_rows,
 )
 from ml_assets.models import Model
+from ml_assets.ruled_lists import PINNED, RULE_LEDGER, apply_rules, ledger_frame
+from ml_assets.rules import RuleSet
 from ml_assets.scoring import Progress, blend, inner, part_scores, top_items, unit_rows
 from ml_assets.signal_matrix import (
     BOUGHT,
@@ -232,12 +234,13 @@ def recommend(
     products: pl.DataFrame,
     popularity: pl.DataFrame,
     top_n: int,
-) -> pl.DataFrame:
-    """Exactly `top_n` explained rows for every user, or all that the shop has left for them.
+    rules: RuleSet | None = None,
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Exactly `top_n` explained rows for every user, or all that shop and rules have for them.
 
     Rows of the fallback chain follow the models' rows. They carry no model's opinion; their
     score only says that they come later: one below the last model row (or below 0, the mean of
-    all products, if that is lower), and one less each.
+    all products, if that is lower), and one less each. A pinned row has its neighbour's score.
 
     Args:
         lists: From `propose`, at least `top_n` wide.
@@ -247,24 +250,32 @@ def recommend(
         products: PRODUCTS.
         popularity: POPULARITY.
         top_n: Rows a user.
+        rules: Of these users.
 
     Returns:
-        RECOMMENDATIONS, sorted by user and rank.
+        RECOMMENDATIONS, sorted by user and rank, and RULE_LEDGER.
     """
-    filled, step = fill_lists(
-        lists.items[:, :top_n],
+    ruled = apply_rules(
+        rules,
+        lists.items,
+        lists.score,
         arrange_popularity(popularity, users, matrix),
         exclude=matrix.bought,
+        n=top_n,
     )
+    filled, step = ruled.items, ruled.step
     because, kind = _because(filled, step, matrix, hybrid, lists.inverse_deviation)
-    score = _continue_scores(lists.score[:, :top_n], step)
+    score = _continue_scores(ruled.score, step)
     place = np.nonzero(filled != NOTHING)
-    by_model = step[place] == NOTHING
-    cf = np.where(by_model, lists.cf[place], np.nan)
-    content = np.where(by_model, lists.content[place], np.nan)
-    # The two model sources, then the chain's in its order.
-    sources = pl.Series(["hybrid", "content", *(link.source for link in CHAIN)])
-    source = np.where(by_model, np.isnan(cf).astype(np.int64), step[place] + 2)
+    candidate = ruled.candidate[place]
+    by_model = candidate != NOTHING
+    at = (place[0], np.maximum(candidate, 0))
+    cf = np.where(by_model, lists.cf[at], np.nan)
+    content = np.where(by_model, lists.content[at], np.nan)
+    # The two model sources, then the chain's in its order, and last what was pinned.
+    sources = pl.Series(["hybrid", "content", *(link.source for link in CHAIN), "pinned"])
+    filled_by = np.where(step[place] == PINNED, len(sources) - 1, step[place] + 2)
+    source = np.where(by_model, np.isnan(cf).astype(np.int64), filled_by)
     frame = pl.DataFrame(
         {
             "user_id": matrix.user_ids.gather(place[0]),
@@ -281,11 +292,14 @@ def recommend(
         }
     )
     keys = users.select("user_id", "segment", "favourite_category")
-    return (
+    explained = (
         frame.join(keys, on="user_id", how="left", maintain_order="left")
         .with_columns(reason=_reason())
         .match_to_schema(RECOMMENDATIONS, extra_columns="ignore")
     )
+    if rules is None:
+        return explained, pl.DataFrame(schema=RULE_LEDGER)
+    return explained, ledger_frame(rules, ruled, lists.items, matrix)
 
 
 def _temperatures(matrix: SignalMatrix, hybrid: Hybrid) -> pl.Series:
@@ -314,6 +328,8 @@ def _reason() -> pl.Expr:
         .then(pl.lit("Popular in ") + pl.col("segment"))
         .when(source == "trending")
         .then(pl.lit("Trending now"))
+        .when(source == "pinned")
+        .then(pl.lit("Chosen by the shop"))
         .when(source == "popular")
         .then(pl.lit("Popular with everyone"))
         .when(pl.col("because").is_not_null())
@@ -323,11 +339,18 @@ def _reason() -> pl.Expr:
 
 
 def _continue_scores(score: np.ndarray, step: np.ndarray) -> np.ndarray:
-    by_model = step == NOTHING
-    n_model_rows = (by_model & np.isfinite(score)).sum(axis=1)
-    last = np.where(np.isfinite(score) & by_model, score, 0.0).min(axis=1, initial=0.0)
-    behind = np.arange(1, score.shape[1] + 1) - n_model_rows[:, None]
-    return np.where(by_model, score, last[:, None] - behind)
+    is_model, is_pinned = np.isfinite(score), step == PINNED
+    n_model_rows = is_model.sum(axis=1)
+    last = np.where(is_model, score, 0.0).min(axis=1, initial=0.0)
+    # Pins are in nobody's way: ranks are counted without them.
+    behind = np.cumsum(~is_pinned, axis=1) - n_model_rows[:, None]
+    continued = np.where(is_model, score, last[:, None] - behind)
+    for place in range(score.shape[1] - 1, -1, -1):
+        pinned = is_pinned[:, place]
+        if pinned.any():
+            beside = place + 1 if place + 1 < score.shape[1] else place
+            continued[pinned, place] = continued[pinned, beside]
+    return continued
 
 
 def null_for_nan(values: np.ndarray) -> pl.Series:

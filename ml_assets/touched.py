@@ -171,7 +171,7 @@ def touched_users(
     is_renamed = among(before.users_who_read_of(renamed))
     causes = {
         "are new": is_new,
-        "have other signals": has_new_signals,
+        "have other signals or rules": has_new_signals,
         "have rows of the fallback chain": is_filled,
         "have a short list": is_short,
         "are reached by products that came or went": is_reached,

@@ -64,7 +64,7 @@ SPACES: dict[str, Space] = {
         "low_pass_weight": (0.0, 1.0, False),
     },
     "bspm": {
-        "neighbours": (100, 800, True),
+        "neighbours": (100, 1000, True),
         "low_pass_factors": (32, 512, True),
         "low_pass_weight": (0.0, 1.0, False),
         "sharpening": (0.1, 2.5, False),

@@ -272,8 +272,9 @@ def recommendations_gate(version: str, top_n: int) -> Gate:
             Rule(
                 "every_user_has_a_full_list",
                 "(select count(*) from expected left join per_user using (user_id)"
-                " where coalesce(n_rows, 0) <> n_expected)",
-                f"Every user has exactly {top_n} rows, or all that the shop has left for them.",
+                " where coalesce(n_rows, 0) > n_expected or coalesce(n_rows, 0) < n_expected"
+                " and not exists (from ml.rules_in_force where restricts))",
+                f"Every user has exactly {top_n} rows, or all that shop and rules leave them.",
                 "the fallback chain left lists short or made them too long",
             ),
             Rule(

@@ -118,3 +118,62 @@ def largest_share(models, inverse_deviation, chosen):
         if share.max() > 0:
             because[user, place] = share.argmax()
     return because
+
+
+def ruled_list(*, n, k, items, score, chain, bought, removed, factor, pins, quotas, caps):
+    """One user's list by rules, as `ruled_lists` describes it."""
+    boosted = {
+        item: value + (np.float64(np.float32(factor[item])) - 1) * abs(value)
+        for item, value in zip(items, score, strict=True)
+    }
+    candidates = sorted(items, key=lambda item: -boosted[item])
+    offered = [(item, True) for item in candidates] + [
+        (item, False) for each in chain for item in each if item not in bought
+    ]
+    pinned = {
+        place: item
+        for place, item in sorted(pins.items())
+        if item not in removed and item not in bought
+    }
+    chosen: list[tuple[int, bool]] = []
+
+    def listed():
+        return [*pinned.values(), *(item for item, _ in chosen)]
+
+    def is_capped(item):
+        return any(
+            code[item] >= 0 and sum(code[other] == code[item] for other in listed()) >= limit
+            for limit, code in caps
+        )
+
+    for ignores_quotas in (False, True):
+        for item, is_candidate in offered:
+            n_free = n - len(listed())
+            if n_free == 0 or item in removed or item in listed() or is_capped(item):
+                continue
+            open_quotas = []
+            for share, members in quotas:
+                need = int(np.ceil(share * n - 1e-9)) if any(members) else 0
+                need -= sum(members[other] for other in listed())
+                if need > 0:
+                    open_quotas.append((need, members))
+            helps = any(members[item] for _, members in open_quotas)
+            reserved = sum(need for need, _ in open_quotas)
+            if not ignores_quotas and not helps and reserved >= n_free:
+                continue
+            chosen.append((item, is_candidate))
+    of_candidates = sorted(
+        (item for item, is_candidate in chosen if is_candidate), key=lambda item: -boosted[item]
+    )
+    rest = of_candidates + [item for item, is_candidate in chosen if not is_candidate]
+    length = len(listed())
+    result = []
+    late = [item for place, item in pinned.items() if place >= length]
+    for place in range(length):
+        if place in pinned:
+            result.append(pinned[place])
+        elif rest:
+            result.append(rest.pop(0))
+        else:
+            result.append(late.pop(0))
+    return result

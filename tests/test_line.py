@@ -661,7 +661,10 @@ def test_a_refresh_keeps_the_models_and_scores_only_whom_new_events_concern(tmp_
     assert "Run the job daily_recommendations once" in why_it_failed(too_early)
 
     assert line.run().success
-    models, lists = "from ml.item_neighbours order by item", "from ml.scored_users order by user_id"
+    models, lists = (
+        "from ml.item_neighbours order by item",
+        "select user_id, inputs_hash from ml.scored_users",
+    )
     models_before, lists_before = line.query(models), dict(line.query(lists))
     last = line.value("select max(event_at) from staging.stg_events")
     user, *_ = lists_before
@@ -682,3 +685,166 @@ def test_a_refresh_keeps_the_models_and_scores_only_whom_new_events_concern(tmp_
         "select count(*) from serving.current_recommendations where user_id = 'somebody new'"
     )
     assert listed == 20
+
+
+def with_rules(line, folder, *rows):
+    """A copy with these rules: rule_id, action, predicate, value, by_column."""
+    copy = copied(line, folder)
+    with copy.settings.warehouse.connect() as connection:
+        for rule_id, action, predicate, value, by_column in rows:
+            connection.execute(
+                "insert into staging.merchandising_rules"
+                " (rule_id, action, predicate, value, by_column) values (?, ?, ?, ?, ?)",
+                [rule_id, action, predicate, value, by_column],
+            )
+    return copy
+
+
+def test_no_published_row_breaks_a_rule_and_every_candidate_is_accounted_for(shop, tmp_path):
+    line, _ = shop
+    ((country,), *_) = line.query(
+        "select country from marts.users where country is not null"
+        " group by country order by count(*) desc, country limit 1"
+    )
+    (one, two, three), *_ = line.query(
+        "select list(category order by category) from"
+        " (select category from marts.products where is_available and category is not null"
+        "  group by category order by count(*) desc, category limit 3)"
+    )[0]
+    pinned = line.value(
+        "select product_id from marts.products where is_available and price is not null"
+        f" and category = '{two}' order by product_id limit 1"
+    )
+    copy = with_rules(
+        line,
+        tmp_path,
+        ("gone", "exclude", "price > 30 and product.title is not null", None, None),
+        (
+            "home market",
+            "require",
+            f"user.country = '{country}' and category <> '{three}'",
+            None,
+            None,
+        ),
+        ("push", "boost", f"category = '{one}'", 1.5, None),
+        ("hero", "pin", f"product_id = '{pinned}'", 1.0, None),
+        ("own share", "quota", f"category = '{one}'", 0.2, None),
+        ("mix", "cap", None, 6.0, "category"),
+    )
+
+    result = copy.run(MODELS_AND_LISTS, ops={"serving__candidate": {"config": {"force": "rules"}}})
+
+    assert result.success, why_it_failed(result)
+    lists = (
+        "serving.current_recommendations as lists"
+        " join marts.products as product using (product_id)"
+        " join marts.users as customer using (user_id)"
+    )
+
+    def count(condition):
+        return copy.value(f"select count(*) from {lists} where {condition}")
+
+    assert count("true") > 2000
+    assert count("price > 30 and title is not null") == 0
+    assert count(f"customer.country = '{country}' and category = '{three}'") == 0
+    assert count(f"customer.country = '{country}' and category is null") == 0
+    assert count(f"rank = 1 and product_id <> '{pinned}' and source = 'pinned'") == 0
+    hero = f"product_id = '{pinned}'"
+    owned = f"select user_id from marts.signals where {hero} and n_purchases > 0"
+    users = copy.value(f"select count(*) from marts.users where user_id not in ({owned})")
+    may = 0 if copy.value(f"select price > 30 from marts.products where {hero}") else users
+    assert count(f"rank = 1 and {hero} and source = 'pinned'") == may
+    assert (
+        copy.value(
+            f"select coalesce(max(n), 0) from (select count(*) as n from {lists}"
+            " where category is not null group by user_id, category)"
+        )
+        <= 6
+    )
+    # A fifth of each list, where so many are allowed that the user does not own.
+    short = copy.value(
+        f"""
+        with allowed as (
+            select user_id, count(*) as n_allowed
+            from marts.users cross join marts.products as product
+            anti join (from marts.signals where n_purchases > 0) as owned
+                using (user_id, product_id)
+            where category = '{one}' and is_available
+                and not (coalesce(price > 30, false) and title is not null)
+            group by user_id
+        )
+        select count(*) from (
+            select user_id, count(*) filter (category = '{one}') as n_shown,
+                count(*) as n_rows
+            from {lists} group by user_id
+        ) inner join allowed using (user_id)
+        where n_shown < least(4, n_allowed) and n_rows >= 20
+        """
+    )
+    assert short == 0
+    # Each candidate is on the list, was removed by a rule, or came after the last that was taken.
+    lost = copy.value(
+        """
+        with shown as (
+            select user_id, product_id, rank from ml.recommendations
+        ),
+        last as (
+            select user_id, min(score) as least_score, count(*) as n_rows
+            from ml.recommendations where source in ('hybrid', 'content') group by user_id
+        )
+        select count(*)
+        from ml.candidates as candidate
+        anti join shown using (user_id, product_id)
+        anti join (from ml.rule_ledger where new_rank is null) as ruled
+            using (user_id, product_id)
+        left join last using (user_id)
+        where candidate.score > least_score
+        """
+    )
+    assert lost == 0
+    actions = dict(copy.query("select action, count(*) from ml.rule_ledger group by action"))
+    assert set(actions) == {"exclude", "require", "boost", "pin", "quota", "cap"}
+    # What stands in the ledger as removed is not shown, what moved is where it says.
+    assert (
+        copy.value(
+            "select count(*) from ml.rule_ledger"
+            " join ml.recommendations using (user_id, product_id) where new_rank is distinct from rank"
+        )
+        == 0
+    )
+    n_wrong, n_rows = unexplained(copy)
+    assert n_wrong == 0 and n_rows > 2000
+    assert copy.value("select sum(share) from marts.degradation") == pytest.approx(1)
+
+
+def test_a_bad_rule_stops_the_run_by_name_and_the_last_version_stays_live(shop, tmp_path):
+    line, _ = shop
+    copy = with_rules(
+        line,
+        tmp_path,
+        ("sale", "exclude", "product.categry = 'x'", None, None),
+        ("nothing", "exclude", "1 = 1; drop table marts.users", None, None),
+    )
+    live = copy.query("select version from serving.versions where state = 'live'")
+
+    said = why_it_failed(copy.run(MODELS_AND_LISTS))
+
+    assert "rule sale: product has no column categry; did you mean category?" in said
+    assert "rule nothing" in said and "merchandising_rules.csv" in said
+    assert copy.query("select version from serving.versions where state = 'live'") == live
+    assert copy.value("select count(*) from marts.users") > 0
+
+
+def test_scores_of_factor_models_are_explained_as_well(shop, tmp_path):
+    line, _ = shop
+    copy = copied(line, tmp_path)
+
+    result = copy.run(
+        dg.AssetSelection.groups("ml") - dg.AssetSelection.assets(["ml", "report"]),
+        resources={"recommender": {"config": {"cf_model": "als", "factors": 8}}},
+    )
+
+    assert result.success, why_it_failed(result)
+    n_wrong, n_rows = unexplained(copy)
+    assert n_wrong == 0 and n_rows > 2000
+    assert copy.value("select count(*) from ml.score_shares where part = 'content'") > 2000

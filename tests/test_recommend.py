@@ -65,7 +65,7 @@ def lists_for(signals, users, products, popularity, *, top_n, k=None, **models):
         block_bytes=1 << 16,
         progress=quiet,
     )
-    recommendations = recommend(
+    recommendations, ledger = recommend(
         proposed,
         matrix=matrix,
         hybrid=hybrid,
@@ -74,6 +74,7 @@ def lists_for(signals, users, products, popularity, *, top_n, k=None, **models):
         popularity=popularity,
         top_n=top_n,
     )
+    assert ledger.is_empty()
     return candidate_frame(proposed, matrix), recommendations
 
 
