@@ -18,7 +18,7 @@ from ml_assets.fallback import PopularityLists, fill_lists
 from ml_assets.rules import NOBODY, RuleSet
 from ml_assets.scoring import NOTHING
 from ml_assets.signal_matrix import SignalMatrix
-from ml_assets.threads import run_over_blocks
+from ml_assets.threads import over_blocks
 
 # In `RuledLists.step`, beside the steps of the chain.
 PINNED = -2
@@ -96,7 +96,7 @@ def apply_rules(
     has_boost = (rules.factor != 1).any(axis=1)
     has_members = rules.quota_members.any(axis=2)
 
-    def work(start: int, stop: int, _: None) -> None:
+    def work(start: int, stop: int, own: tuple[np.ndarray, np.ndarray]) -> None:
         _rule(
             start,
             stop,
@@ -120,7 +120,7 @@ def apply_rules(
             rules.cap_rule,
             rules.cap_applies,
             rules.cap_code,
-            np.zeros((len(rules.cap_limit), n_codes), dtype=np.int64),
+            *own,
             ruled.items,
             ruled.step,
             ruled.candidate,
@@ -128,7 +128,16 @@ def apply_rules(
             ruled.cause,
         )
 
-    run_over_blocks(work, len(proposed), rows_per_block=4096)
+    for _ in over_blocks(
+        work,
+        len(proposed),
+        rows_per_block=4096,
+        scratch=lambda: (
+            np.zeros((len(rules.cap_limit), n_codes), dtype=np.int64),
+            np.zeros(rules.removed_by.shape[1], dtype=np.bool_),
+        ),
+    ):
+        pass
     return ruled
 
 
@@ -139,34 +148,66 @@ def _is_in(items: np.ndarray, item: int) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def _refusal(
+def _capped_by(
     item: int,
     group: int,
-    may_ignore_quotas: bool,
-    n_free: int,
-    needs: np.ndarray,
     counts: np.ndarray,
-    quota_rule: np.ndarray,
-    quota_members: np.ndarray,
     cap_limit: np.ndarray,
     cap_rule: np.ndarray,
     cap_applies: np.ndarray,
     cap_code: np.ndarray,
 ) -> int:
-    """The rule because of which the item cannot have the next place, or NOBODY."""
+    """The cap that has had enough of the item's kind, or NOBODY."""
     for cap in range(len(cap_limit)):
         code = cap_code[cap, item]
         if cap_applies[cap, group] and code >= 0 and counts[cap, code] >= cap_limit[cap]:
-            return cap_rule[cap]
-    if may_ignore_quotas:
-        return NOBODY
-    reserved, first, helps = 0, NOBODY, False
+            return int(cap_rule[cap])
+    return NOBODY
+
+
+@njit(cache=True, nogil=True)
+def _unmet(needs: np.ndarray) -> int:
+    """Places that quotas still ask for."""
+    total = 0
+    for need in needs:
+        total += max(need, 0)
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _helps(item: int, group: int, needs: np.ndarray, quota_members: np.ndarray) -> bool:
+    for quota in range(len(needs)):
+        if needs[quota] > 0 and quota_members[quota, group, item]:
+            return True
+    return False
+
+
+@njit(cache=True, nogil=True)
+def _first_unmet(needs: np.ndarray, quota_rule: np.ndarray) -> int:
     for quota in range(len(needs)):
         if needs[quota] > 0:
-            reserved += needs[quota]
-            first = quota_rule[quota] if first == NOBODY else first
-            helps |= quota_members[quota, group, item]
-    return NOBODY if helps or reserved < n_free else first
+            return int(quota_rule[quota])
+    return NOBODY
+
+
+@njit(cache=True, nogil=True)
+def _list(
+    item: int,
+    group: int,
+    needs: np.ndarray,
+    quota_members: np.ndarray,
+    counts: np.ndarray,
+    cap_applies: np.ndarray,
+    cap_code: np.ndarray,
+    is_listed: np.ndarray,
+) -> None:
+    """Note that the item has a place."""
+    is_listed[item] = True
+    for quota in range(len(needs)):
+        needs[quota] -= quota_members[quota, group, item]
+    for cap in range(len(cap_code)):
+        if cap_applies[cap, group] and cap_code[cap, item] >= 0:
+            counts[cap, cap_code[cap, item]] += 1
 
 
 @njit(cache=True, nogil=True)
@@ -194,6 +235,7 @@ def _rule(
     cap_applies: np.ndarray,
     cap_code: np.ndarray,
     counts: np.ndarray,
+    is_listed: np.ndarray,
     items: np.ndarray,
     step_of: np.ndarray,
     candidate_of: np.ndarray,
@@ -237,43 +279,23 @@ def _rule(
             items[row, place] = item
             step_of[row, place] = PINNED
             n_free -= 1
-            for quota in range(n_quotas):
-                needs[quota] -= quota_members[quota, group, item]
-            for cap in range(n_caps):
-                if cap_applies[cap, group] and cap_code[cap, item] >= 0:
-                    counts[cap, cap_code[cap, item]] += 1
+            _list(item, group, needs, quota_members, counts, cap_applies, cap_code, is_listed)
         n_chosen = 0
         for turn in range(2 if n_quotas else 1):
-            ignores = turn == 1 or n_quotas == 0
+            # In the second turn what quotas asked for has run out.
+            is_reserved = turn == 0 and _unmet(needs) >= n_free
             for i in range(n_candidates):
                 at = order[i]
                 item = proposed[row, at]
                 if removed_by[group, item] >= 0:
                     cause[row, at] = removed_by[group, item]
                     continue
-                if n_free == 0:
+                if n_free == 0 or is_listed[item]:
                     continue
-                is_there = False
-                for place in range(n):
-                    is_there |= items[row, place] == item
-                for place in range(n_chosen):
-                    is_there |= chosen[place] == item
-                if is_there:
-                    continue
-                why = _refusal(
-                    item,
-                    group,
-                    ignores,
-                    n_free,
-                    needs,
-                    counts,
-                    quota_rule,
-                    quota_members,
-                    cap_limit,
-                    cap_rule,
-                    cap_applies,
-                    cap_code,
-                )
+                why = _capped_by(item, group, counts, cap_limit, cap_rule, cap_applies, cap_code)
+                if why == NOBODY and is_reserved:
+                    if not _helps(item, group, needs, quota_members):
+                        why = _first_unmet(needs, quota_rule)
                 cause[row, at] = why
                 if why != NOBODY:
                     continue
@@ -282,54 +304,32 @@ def _rule(
                 chosen_step[n_chosen] = NOTHING
                 n_chosen += 1
                 n_free -= 1
-                for quota in range(n_quotas):
-                    needs[quota] -= quota_members[quota, group, item]
-                for cap in range(n_caps):
-                    if cap_applies[cap, group] and cap_code[cap, item] >= 0:
-                        counts[cap, cap_code[cap, item]] += 1
+                _list(item, group, needs, quota_members, counts, cap_applies, cap_code, is_listed)
+                is_reserved = turn == 0 and _unmet(needs) >= n_free
             for step in range(list_of_user.shape[1]):
                 listed = list_of_user[row, step]
                 if listed < 0 or n_free == 0:
                     continue
                 for at in range(list_indptr[listed], list_indptr[listed + 1]):
                     item = chain_items[at]
-                    if removed_by[group, item] >= 0 or _is_in(excluded, item):
+                    # The rarest first: most of a long list helps no quota.
+                    if is_reserved and not _helps(item, group, needs, quota_members):
                         continue
-                    is_there = False
-                    for place in range(n):
-                        is_there |= items[row, place] == item
-                    for place in range(n_chosen):
-                        is_there |= chosen[place] == item
-                    if is_there:
+                    if is_listed[item] or removed_by[group, item] >= 0 or _is_in(excluded, item):
                         continue
-                    if (
-                        _refusal(
-                            item,
-                            group,
-                            ignores,
-                            n_free,
-                            needs,
-                            counts,
-                            quota_rule,
-                            quota_members,
-                            cap_limit,
-                            cap_rule,
-                            cap_applies,
-                            cap_code,
-                        )
-                        != NOBODY
-                    ):
+                    if _capped_by(
+                        item, group, counts, cap_limit, cap_rule, cap_applies, cap_code
+                    ) != NOBODY:
                         continue
                     chosen[n_chosen] = item
                     chosen_candidate[n_chosen] = NOTHING
                     chosen_step[n_chosen] = step
                     n_chosen += 1
                     n_free -= 1
-                    for quota in range(n_quotas):
-                        needs[quota] -= quota_members[quota, group, item]
-                    for cap in range(n_caps):
-                        if cap_applies[cap, group] and cap_code[cap, item] >= 0:
-                            counts[cap, cap_code[cap, item]] += 1
+                    _list(
+                        item, group, needs, quota_members, counts, cap_applies, cap_code, is_listed
+                    )
+                    is_reserved = turn == 0 and _unmet(needs) >= n_free
                     if n_free == 0:
                         break
         # What came in the second turn goes where its score belongs: candidates by the boosted
@@ -376,6 +376,7 @@ def _rule(
                 score_of[row, place] = boosted[chosen_candidate[taken]]
             taken += 1
         for place in range(length):
+            is_listed[items[row, place]] = False
             for cap in range(n_caps):
                 if cap_code[cap, items[row, place]] >= 0:
                     counts[cap, cap_code[cap, items[row, place]]] = 0

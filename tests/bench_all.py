@@ -26,7 +26,7 @@ from bench_measure import Row, Section, as_markdown, blas_kernels, machine
 from orchestration.settings import REPOSITORY, from_environment
 
 PAGE = "performance.md"
-STAGES = ("factors", "item_item", "hybrid", "tables", "redis", "line")
+STAGES = ("factors", "item_item", "hybrid", "rules", "tables", "redis", "line")
 REDIS_LIMIT = "redis-cli --pipe, file of this line's HSETs made first"
 
 _COMMANDS = {"small": "bench_all --size small", "bench": "make bench", "full": "make bench-full"}
@@ -174,6 +174,10 @@ def _measure(
         yield from apart(_item_item, gowalla_folder=chosen.gowalla, **matrix)
     elif stage == "hybrid":
         yield from apart(_hybrid, folder, n_asked=sizes.n_asked, **matrix)
+    elif stage == "rules":
+        yield from apart(
+            _rules, n_users=5 * sizes.n_users, n_items=sizes.n_items, n_runs=sizes.n_runs
+        )
     elif stage == "tables":
         yield from apart(_tables, n_users=sizes.redis_users[0], n_runs=sizes.n_runs)
     elif stage == "redis":
@@ -237,6 +241,12 @@ def _hybrid(folder: Path, **sizes: int) -> list[Section]:
     from bench_hybrid import sections
 
     return sections(folder, **sizes)
+
+
+def _rules(**sizes: int) -> list[Section]:
+    from bench_rules import sections
+
+    return sections(**sizes)
 
 
 def _tables(**sizes: int) -> list[Section]:

@@ -808,7 +808,8 @@ def test_no_published_row_breaks_a_rule_and_every_candidate_is_accounted_for(sho
     assert (
         copy.value(
             "select count(*) from ml.rule_ledger"
-            " join ml.recommendations using (user_id, product_id) where new_rank is distinct from rank"
+            " join ml.recommendations using (user_id, product_id)"
+            " where new_rank is distinct from rank"
         )
         == 0
     )
