@@ -293,9 +293,8 @@ def _rule(
                 if n_free == 0 or is_listed[item]:
                     continue
                 why = _capped_by(item, group, counts, cap_limit, cap_rule, cap_applies, cap_code)
-                if why == NOBODY and is_reserved:
-                    if not _helps(item, group, needs, quota_members):
-                        why = _first_unmet(needs, quota_rule)
+                if why == NOBODY and is_reserved and not _helps(item, group, needs, quota_members):
+                    why = _first_unmet(needs, quota_rule)
                 cause[row, at] = why
                 if why != NOBODY:
                     continue
@@ -317,9 +316,10 @@ def _rule(
                         continue
                     if is_listed[item] or removed_by[group, item] >= 0 or _is_in(excluded, item):
                         continue
-                    if _capped_by(
-                        item, group, counts, cap_limit, cap_rule, cap_applies, cap_code
-                    ) != NOBODY:
+                    if (
+                        _capped_by(item, group, counts, cap_limit, cap_rule, cap_applies, cap_code)
+                        != NOBODY
+                    ):
                         continue
                     chosen[n_chosen] = item
                     chosen_candidate[n_chosen] = NOTHING
