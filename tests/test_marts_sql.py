@@ -37,6 +37,7 @@ VARIABLES = {
     "outlier_max_products": 5,
     "popularity_depth": 3,
     "popularity_recent_days": 8,
+    "new_arrival_days": 8,
     "trending_days": 4,
     "basket_max_products": 3,
     "min_pair_support": 2,
@@ -61,13 +62,14 @@ MODELS = [
     "backtest_popularity",
     "int_baskets",
     "int_pair_counts",
+    "int_title_families",
     "product_pairs",
     "holdout",
 ]
 UNDONE_MODELS = MODELS[:2]
 UP_TO_PRODUCTS = MODELS[:4]
 SIGNAL_MODELS = [*UP_TO_PRODUCTS, "int_user_signals", "signals"]
-PAIR_MODELS = ["int_baskets", "int_pair_counts", "product_pairs"]
+PAIR_MODELS = ["int_baskets", "int_pair_counts", "int_title_families", "product_pairs"]
 BACKTEST_MODELS = [*UP_TO_PRODUCTS, "backtest_signals", "backtest_popularity"]
 DAILY_SIGNALS = {
     "user_id": pl.String,
@@ -501,10 +503,12 @@ def _popularity(
         found = people(product_id, ever)
         lists["global", "all", "all_time"].append((product_id, sum(found.values()), len(found)))
         ages = [age for (_, of_product, age) in reach if of_product == product_id]
-        if ages and max(ages) in recently:
-            lists["global", "all", "new_arrivals"].append(
-                (product_id, sum(found.values()), len(found))
-            )
+        if ages and max(ages) < VARIABLES["new_arrival_days"]:
+            # The whole number decides; people between products of one day.
+            days_left = VARIABLES["new_arrival_days"] - max(ages)
+            for name in (("global", "all"), ("category", categories[product_id])):
+                if name[1]:
+                    lists[*name, "new_arrivals"].append((product_id, days_left, len(found)))
         wanted = [("global", "all", None), ("segment", "France", "France")]
         if categories[product_id]:
             wanted.append(("category", categories[product_id], None))
@@ -518,7 +522,13 @@ def _popularity(
     lists["global", "all", "trending"] = _trending(reach, set(categories), people)
     ranked = []
     for name, entries in lists.items():
-        ordered = sorted(entries, key=lambda entry: (-round(entry[1], 9), entry[0]))
+        is_new = name[-1] == "new_arrivals"
+        wanted_by = {
+            each[0]: sum(people(each[0], ever).values()) if is_new else 0 for each in entries
+        }
+        ordered = sorted(
+            entries, key=lambda each: (-round(each[1], 9), -round(wanted_by[each[0]], 9), each[0])
+        )
         depth = None if name == ("global", "all", "all_time") else VARIABLES["popularity_depth"]
         for rank, (product_id, score, n_users) in enumerate(ordered[:depth], start=1):
             ranked.append((*name, rank, product_id, score, n_users))
