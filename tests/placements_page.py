@@ -93,8 +93,12 @@ def _complete_journey(folder: Path, data: Path) -> Shop:
 def _part(shop: Shop, scratch: Path) -> str:
     scratch.mkdir()
     line = line_in(scratch, data=shop.data)
-    config = {"ops": {"dbt_models": {"config": {"variables": shop.variables}}}}
-    result = line.run(**config)
+    ops = {
+        "dbt_models": {"config": {"variables": shop.variables}},
+        # A shop whose recommendations the gate holds back still has all other placements.
+        "serving__candidate": {"config": {"force": "the page of placements"}},
+    }
+    result = line.run(ops=ops)
     if not result.success:
         raise SystemExit(why_it_failed(result))
     with Reader(snapshot=line.settings.published / "current.duckdb") as reader:
@@ -119,6 +123,7 @@ class _Page:
             "",
             shop.text,
             "",
+            *self._verdict(),
             *self._columns("Frequently bought together", together),
             *self._columns("Similar products", similar),
             *self._category_fallback(),
@@ -151,6 +156,18 @@ class _Page:
         for user in self.users:
             lines += self._user(user)
         return lines
+
+    def _verdict(self) -> list[str]:
+        decision, verdict = self.line.query(
+            "select decision, verdict from serving.versions where state = 'live'"
+        )[0]
+        if decision != "forced":
+            return []
+        return [
+            "The gate would not have published *for you* of this shop; it is shown all the same"
+            f" ({verdict}).",
+            "",
+        ]
 
     def _most(self, column: str, table: str, n: int) -> tuple[str, ...]:
         """Ids with a list in a table, those with the most purchases first."""
