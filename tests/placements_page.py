@@ -244,7 +244,8 @@ class _Page:
     def _columns(
         self, heading: str, lists: Sequence[tuple[str, list[Recommendation]]]
     ) -> list[str]:
-        return self._wide(heading, {self._title(each): products for each, products in lists})
+        # Products of one title stand side by side.
+        return self._table(heading, [(self._title(each), products) for each, products in lists])
 
     def _wide(
         self,
@@ -253,20 +254,29 @@ class _Page:
         *,
         reasons: Sequence[str] = (),
     ) -> list[str]:
-        """Lists side by side."""
-        lists = {name: products for name, products in lists.items() if products}
+        return self._table(heading, list(lists.items()), reasons=reasons)
+
+    def _table(
+        self,
+        heading: str,
+        lists: Sequence[tuple[str, list[Recommendation]]],
+        *,
+        reasons: Sequence[str] = (),
+    ) -> list[str]:
+        """Lists side by side; those without products are left out."""
+        lists = [(name, products) for name, products in lists if products]
         if not lists:
             return []
-        depth = max(len(products) for products in lists.values())
+        depth = max(len(products) for _, products in lists)
         lines = [
             f"### {heading}",
             "",
-            f"| | {' | '.join(map(_cell, lists))} |",
+            f"| | {' | '.join(_cell(name) for name, _ in lists)} |",
             "|---" * (len(lists) + 1) + "|",
         ]
         for place in range(depth):
             cells = []
-            for name, products in lists.items():
+            for name, products in lists:
                 cell = ""
                 if place < len(products):
                     cell = self._title(products[place].product_id)

@@ -42,6 +42,7 @@ VARIABLES = {
     "basket_max_products": 3,
     "min_pair_support": 2,
     "pairs_per_product": 2,
+    "min_repeat_users": 2,
 }
 WEIGHTS = {"view": 1.0, "click": 1.5, "add_to_cart": 3.0, "purchase": 5.0, "rating": 4.0}
 HALF_LIVES = {"click": 2.0}
@@ -53,6 +54,7 @@ MODELS = [
     "int_undone_days",
     "int_backtest_undone_days",
     "int_user_activity",
+    "int_title_families",
     "products",
     "int_user_signals",
     "signals",
@@ -62,14 +64,18 @@ MODELS = [
     "backtest_popularity",
     "int_baskets",
     "int_pair_counts",
-    "int_title_families",
     "product_pairs",
     "holdout",
+    "int_purchases",
+    "repeat_intervals",
+    "buy_again",
+    "bought",
+    "anchors",
 ]
 UNDONE_MODELS = MODELS[:2]
-UP_TO_PRODUCTS = MODELS[:4]
+UP_TO_PRODUCTS = MODELS[:5]
 SIGNAL_MODELS = [*UP_TO_PRODUCTS, "int_user_signals", "signals"]
-PAIR_MODELS = ["int_baskets", "int_pair_counts", "int_title_families", "product_pairs"]
+PAIR_MODELS = ["int_baskets", "int_pair_counts", "product_pairs"]
 BACKTEST_MODELS = [*UP_TO_PRODUCTS, "backtest_signals", "backtest_popularity"]
 DAILY_SIGNALS = {
     "user_id": pl.String,
@@ -688,7 +694,10 @@ def test_threads_and_the_order_of_rows_change_no_bit_of_any_mart(marts: Marts):
         )
         days[day.key] = day
     rows = list(days.values())
-    products = [{"product_id": f"p{n}", "category": f"c{n % 7}"} for n in range(100)]
+    products = [
+        {"product_id": f"p{n}", "category": f"c{n % 7}", "title": f"Lunch bag {'xyz'[n % 3] * 3}"}
+        for n in range(100)
+    ]
     users = [{"user_id": f"u{n}", "country": f"s{n % 5}"} for n in range(2000)]
 
     seen = []

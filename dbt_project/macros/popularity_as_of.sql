@@ -232,7 +232,7 @@ trends as (
 
 ),
 
-arrivals as (
+arrived as (
 
     -- A shop that does not say when a product was added: the first day somebody wanted it.
     select
@@ -243,11 +243,34 @@ arrivals as (
                 'coalesce(available.added_at::date, by_product.wanted_since)', 'period.until_on', 'day'
             )
         }})::double as days_left,
+        coalesce(by_product.reach, 0) as reach,
         coalesce(by_product.n_users, 0) as n_users
     from available
     left join by_product using (product_id)
     cross join period
     where days_left > 0
+
+),
+
+variants as (
+
+    -- Key rings with all letters of the alphabet arrive on one day: a few of them are news.
+    select product_id
+    from arrived
+    inner join {{ ref('int_title_families') }} as families using (product_id)
+    qualify
+        row_number() over (
+            partition by families.family
+            order by arrived.days_left desc, arrived.reach desc, product_id
+        ) > {{ var('variants_per_list') }}
+
+),
+
+arrivals as (
+
+    select arrived.*
+    from arrived
+    anti join variants using (product_id)
 
 ),
 
