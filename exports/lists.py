@@ -9,15 +9,30 @@ For application developers, any language:
 1. `GET recmart:current` gives the live version, say `20111209T000000-3f2a91bc`.
 2. `HGET recmart:{version}:{kind} {id}` gives one list, best first; HMGET gives several:
 
-   | hash                         | field               | list                              |
-   |------------------------------|---------------------|-----------------------------------|
-   | `recmart:{version}:user`     | user_id             | recommendations for a user        |
-   | `recmart:{version}:similar`  | product_id          | products like this one            |
-   | `recmart:{version}:together` | product_id          | often bought with it; score =     |
-   |                              |                     | log-likelihood ratio              |
-   | `recmart:{version}:popular`  | `all`               | popular of all time               |
-   | `recmart:{version}:popular`  | `trending`          | rising this week                  |
-   | `recmart:{version}:popular`  | `segment:{segment}` | popular in a segment, 28 days     |
+   | hash                        | field               | list                               |
+   |-----------------------------|---------------------|------------------------------------|
+   | `recmart:{version}:user`    | user_id             | recommendations for a user         |
+   | `recmart:{version}:again`   | user_id             | bought before and due again        |
+   | `recmart:{version}:anchor`  | user_id             | what the user bought, put in the   |
+   |                             |                     | cart or viewed last: show what     |
+   |                             |                     | goes with it under its reason      |
+   | `recmart:{version}:bought`  | user_id             | all that the user bought, to leave |
+   |                             |                     | it out; every score is 1           |
+   | `recmart:{version}:similar` | product_id          | products like this one             |
+   | `recmart:{version}:together`| product_id          | often bought with it; score =      |
+   |                             |                     | log-likelihood ratio               |
+   | `recmart:{version}:viewed`  | product_id          | often viewed with it, likewise     |
+   | `recmart:{version}:popular` | `all`               | popular of all time                |
+   | `recmart:{version}:popular` | `trending`          | rising this week                   |
+   | `recmart:{version}:popular` | `segment:{segment}` | popular in a segment, 28 days; of  |
+   |                             |                     | a further column: `column=value`   |
+   | `recmart:{version}:popular` | `category:{name}`   | popular in a category, 28 days     |
+   | `recmart:{version}:popular` | `category_all:{name}` | the same of all time             |
+   | `recmart:{version}:popular` | `new`               | new arrivals, the latest first;    |
+   |                             |                     | score = days it still counts       |
+   | `recmart:{version}:popular` | `new:{category}`    | the same of a category             |
+   | `recmart:{version}:popular` | `sale`              | below its usual price; score =     |
+   |                             |                     | share saved                        |
 
    Segments have their own prefix because a shop may have a segment called "all".
 
@@ -40,6 +55,8 @@ from dataclasses import dataclass
 POINTER = "recmart:current"
 POPULAR_ALL = "all"
 POPULAR_TRENDING = "trending"
+POPULAR_NEW = "new"
+ON_SALE = "sale"
 
 # Scores with six decimals, tiny and huge ones with six digits. Shortest-round-trip doubles have 17
 # digits: half of the value's bytes, for figures nobody compares that closely.
@@ -54,34 +71,68 @@ _ROWS = {
         from serving.recommendations where {scope}""",
     "similar": """
         select product_id as list_id, rank, similar_product_id as product_id, score,
-            'similar' as source, 'Similar product' as reason
+            source, case when source = 'similar' then 'Similar product'
+                else 'Popular in its category' end as reason
         from serving.similar_products where {scope}""",
     "together": """
         select product_id as list_id, rank, other_product_id as product_id,
             log_likelihood as score, 'together' as source, 'Often bought together' as reason
         from serving.bought_together where {scope}""",
+    "viewed": """
+        select product_id as list_id, rank, other_product_id as product_id,
+            log_likelihood as score, 'viewed' as source, 'Often viewed together' as reason
+        from serving.viewed_together where {scope}""",
+    "again": """
+        select user_id as list_id, rank, product_id, score, 'again' as source,
+            'Bought ' || n_bought || case when n_bought = 1 then ' time' else ' times' end as reason
+        from serving.buy_again where {scope}""",
+    "anchor": """
+        select user_id as list_id, rank, product_id, 1.0 as score, kind as source,
+            case kind
+                when 'bought' then 'Because you bought '
+                when 'put in cart' then 'Because you put in your cart '
+                else 'Because you viewed '
+            end || title as reason
+        from serving.anchors where {scope}""",
+    "bought": """
+        select user_id as list_id, rank, product_id, 1.0 as score, 'bought' as source,
+            null::varchar as reason
+        from serving.bought where {scope}""",
     "popular": """
         select
             case
                 when segment_type = 'segment' then 'segment:' || segment
+                when time_window = 'new_arrivals' and segment_type = 'global' then 'new'
+                when time_window = 'new_arrivals' then 'new:' || segment
+                when segment_type = 'category' and time_window = 'all_time'
+                    then 'category_all:' || segment
+                when segment_type = 'category' then 'category:' || segment
                 when time_window = 'trending' then 'trending'
                 else 'all'
             end as list_id,
             rank, product_id, score,
             case
-                when segment_type = 'segment' then 'segment'
+                when time_window = 'new_arrivals' then 'new'
+                when segment_type in ('segment', 'category') then segment_type
                 when time_window = 'trending' then 'trending'
                 else 'popular'
             end as source,
             case
-                when segment_type = 'segment' then 'Popular in ' || segment
+                when time_window = 'new_arrivals' then 'New'
+                when segment_type in ('segment', 'category') then 'Popular in ' || segment
                 when time_window = 'trending' then 'Trending now'
                 else 'Popular with everyone'
             end as reason
         from serving.popular
         where {scope} and (segment_type, time_window) in (
-            ('global', 'all_time'), ('global', 'trending'), ('segment', 'last_28_days')
-        )""",
+            ('global', 'all_time'), ('global', 'trending'), ('global', 'new_arrivals'),
+            ('segment', 'last_28_days'), ('category', 'last_28_days'), ('category', 'all_time'),
+            ('category', 'new_arrivals')
+        )
+        union all
+        select 'sale', rank, product_id, share_saved, 'sale',
+            round(100 * share_saved)::integer || ' % below its usual price'
+        from serving.on_sale where {scope}""",
 }
 
 KINDS = tuple(_ROWS)
@@ -137,6 +188,16 @@ def manifest_key(version: str) -> str:
 def segment_list(segment: str) -> str:
     """The id of a segment's list of popular products."""
     return f"segment:{segment}"
+
+
+def category_lists(category: str) -> list[str]:
+    """The ids of a category's lists of popular products: of late, and of all time."""
+    return [f"category:{category}", f"category_all:{category}"]
+
+
+def new_list(category: str | None) -> str:
+    """The id of the list of new arrivals, of a category if one is given."""
+    return POPULAR_NEW if category is None else f"{POPULAR_NEW}:{category}"
 
 
 def decode(value: bytes | str, k: int | None = None) -> list[Recommendation]:

@@ -23,16 +23,30 @@ from typing import TYPE_CHECKING, Any
 
 from exports.errors import ReaderError, without_password
 from exports.lists import (
+    ON_SALE,
     POINTER,
-    POPULAR_ALL,
     POPULAR_TRENDING,
     Recommendation,
     decode,
     key,
     manifest_key,
+    new_list,
     published_score,
     rows_sql,
-    segment_list,
+)
+from exports.placements import (
+    BESIDE,
+    Found,
+    Shelf,
+    Wanted,
+    because_shelves,
+    check_placements,
+    lists_of_page,
+    lists_of_placement,
+    popular_lists,
+    stand_ins,
+    taken,
+    with_cart,
 )
 
 if TYPE_CHECKING:
@@ -84,26 +98,132 @@ class Reader:
         Raises:
             ReaderError: if neither Redis nor the snapshot answers.
         """
-        (recommended,) = self._lists("user", [user_id])
-        if recommended:
-            return recommended[:k]
-        names = [POPULAR_TRENDING, POPULAR_ALL]
-        if segment is not None:
-            names.insert(0, segment_list(segment))
-        return _merged(self._lists("popular", names), k)
+        found, _ = self._get({"user": [user_id]})
+        if found["user", user_id]:
+            return found["user", user_id][:k]
+        return self._merged(stand_ins(segment), k)
 
     def similar(self, product_id: str, k: int = 20) -> list[Recommendation]:
-        """Products like this one, most similar first; none for an unknown product."""
-        return self._lists("similar", [product_id])[0][:k]
+        """Products like this one, most similar first; none for an unknown product.
+
+        A product that nothing is like has the popular ones of its category, if that is known.
+        """
+        return self._merged({"similar": [product_id]}, k)
 
     def together(self, product_id: str, k: int = 20) -> list[Recommendation]:
         """Products often bought with this one, strongest first; the score is a log-likelihood."""
-        return self._lists("together", [product_id])[0][:k]
+        return self._merged({"together": [product_id]}, k)
 
-    def popular(self, segment: str | None = None, k: int = 20) -> list[Recommendation]:
-        """Popular products: of the segment first if one is given, then of all customers."""
-        names = [POPULAR_ALL] if segment is None else [segment_list(segment), POPULAR_ALL]
-        return _merged(self._lists("popular", names), k)
+    def viewed(self, product_id: str, k: int = 20) -> list[Recommendation]:
+        """Products often viewed with this one; the score is a log-likelihood."""
+        return self._merged({"viewed": [product_id]}, k)
+
+    def popular(
+        self, segment: str | None = None, k: int = 20, category: str | None = None
+    ) -> list[Recommendation]:
+        """Popular products: of the segment first if one is given, then of all customers.
+
+        Of a category nothing but its own: the last weeks, then all time. A segment by a column of
+        the variable `segments` is written column=value, such as "age_band=35-44".
+        """
+        return self._merged(popular_lists(segment, category), k)
+
+    def trending(self, k: int = 20) -> list[Recommendation]:
+        """Products that rise more than the whole shop does; the score is in deviations."""
+        return self._merged({"popular": [POPULAR_TRENDING]}, k)
+
+    def new(self, category: str | None = None, k: int = 20) -> list[Recommendation]:
+        """New arrivals, the latest first; the score is how many days they still count as new."""
+        return self._merged({"popular": [new_list(category)]}, k)
+
+    def sale(self, k: int = 20) -> list[Recommendation]:
+        """Products below their usual price; the score is the share saved."""
+        return self._merged({"popular": [ON_SALE]}, k)
+
+    def buy_again(self, user_id: str, k: int = 20) -> list[Recommendation]:
+        """What the user bought before and is due again; none for an unknown user."""
+        return self._merged({"again": [user_id]}, k)
+
+    def because(self, user_id: str, k: int = 8, n_anchors: int = 3) -> list[Shelf]:
+        """Rows of products for what the user bought, put in the cart or viewed last.
+
+        Each row has up to k products: bought together with the anchor, then viewed together, then
+        similar; none that the user bought, none twice. An anchor with nothing to show is passed
+        over. No rows for an unknown user.
+        """
+        return self.page(user_id, ["because"], k, n_anchors=n_anchors)
+
+    def cart(self, product_ids: Sequence[str], k: int = 20) -> list[Recommendation]:
+        """What goes with all that is in a cart, filled up with similar products.
+
+        A product's score is the sum over the cart of its log-likelihood as a share of the largest
+        in that list, so that one much bought product does not decide alone. Nothing that is in the
+        cart.
+        """
+        found, _ = self._get(dict.fromkeys(("together", "similar"), product_ids))
+        return taken(with_cart(found, product_ids), k, set(product_ids))
+
+    def page(
+        self,
+        user_id: str,
+        placements: Sequence[str],
+        k: int = 8,
+        *,
+        product_ids: Sequence[str] = (),
+        segment: str | None = None,
+        category: str | None = None,
+        n_anchors: int = 3,
+    ) -> list[Shelf]:
+        """Fill the placements of a page, no product twice; the first placement chooses first.
+
+        What the user bought is left out everywhere but in buy_again, and so are the products the
+        page is about. Costs Redis one round trip, `because` a second one; an answer is of one
+        version.
+
+        Args:
+            user_id: Known or not.
+            placements: Some of PLACEMENTS: for_you, buy_again, because, cart, together, viewed,
+                similar, trending, popular, new, sale.
+            k: Products a shelf, at most.
+            product_ids: What the page is about: the cart, or the product of a product page, for
+                cart, together, viewed and similar; the last three take the first one.
+            segment: For popular, and for an unknown user's for_you.
+            category: For new and popular: only products of this category.
+            n_anchors: Shelves that because makes, at most.
+
+        Returns:
+            Shelves in the order of the placements, n_anchors or fewer for because; one without
+            products where there is nothing to show, none at all for because.
+
+        Raises:
+            ReaderError: for an unknown placement, if one needs product_ids and there are none, or
+                if neither Redis nor the snapshot answers.
+        """
+        check_placements(placements, product_ids)
+        wanted = lists_of_page(user_id, placements, product_ids, segment, category)
+        while True:
+            found, version = self._get(wanted)
+            if "because" not in placements:
+                break
+            anchors = [each.product_id for each in found["anchor", user_id]]
+            beside, still = self._get(dict.fromkeys(BESIDE, anchors), is_known=version)
+            # Else the version was switched in between.
+            if still == version:
+                found = beside | found
+                break
+        bought = {each.product_id for each in found["bought", user_id]}
+        shown = set(product_ids)
+        shelves: list[Shelf] = []
+        for placement in placements:
+            if placement == "because":
+                shelves += because_shelves(found, user_id, k, n_anchors, shown, bought)
+                continue
+            lists = lists_of_placement(found, placement, user_id, product_ids, segment, category)
+            leave_out = shown if placement == "buy_again" else shown | bought
+            products = taken(lists, k, leave_out)
+            shown |= {each.product_id for each in products}
+            shelves.append(Shelf(placement, None, products))
+        return shelves
 
     def close(self) -> None:
         """Close the connections. The next call opens them again."""
@@ -122,26 +242,33 @@ class Reader:
     ) -> None:
         self.close()
 
-    def _lists(self, kind: str, list_ids: Sequence[str]) -> list[list[Recommendation]]:
+    def _merged(self, wanted: Wanted, k: int) -> list[Recommendation]:
+        found, _ = self._get(wanted)
+        return taken((found[kind, each] for kind, ids in wanted.items() for each in ids), k)
+
+    def _get(self, wanted: Wanted, *, is_known: Any = None) -> tuple[Found, Any]:
+        """The lists, and what tells versions apart."""
+        if not any(wanted.values()):
+            return {}, is_known
         if self._redis is None:
             assert self._snapshot is not None
-            return self._snapshot.get(kind, list_ids)
+            return self._snapshot.get(wanted)
         if self._snapshot is None:
-            return self._redis.get(kind, list_ids)
+            return self._redis.get(wanted)
         if time.monotonic() < self._ask_redis_from:
-            return self._snapshot.get(kind, list_ids)
+            return self._snapshot.get(wanted)
         try:
-            return self._redis.get(kind, list_ids)
+            return self._redis.get(wanted)
         except ReaderError as redis_error:
             self._ask_redis_from = time.monotonic() + _REDIS_PAUSE_SECONDS
             try:
-                return self._snapshot.get(kind, list_ids)
+                return self._snapshot.get(wanted)
             except ReaderError as snapshot_error:
                 raise ReaderError(f"{redis_error} And: {snapshot_error}") from redis_error
 
 
 class _RedisLists:
-    """Lists from Redis. Like the snapshot's, all of one call are of one version; [] if unknown."""
+    """Lists from Redis. Like the snapshot's, all of one call are of one version."""
 
     def __init__(self, url: str) -> None:
         # Import here: an application that reads the snapshot needs no Redis client.
@@ -166,41 +293,49 @@ class _RedisLists:
             ) from error
         self._version = ""
 
-    def get(self, kind: str, list_ids: Sequence[str]) -> list[list[Recommendation]]:
-        """The lists of these ids, in their order."""
+    def get(self, wanted: Wanted) -> tuple[Found, str]:
+        """The lists, and their version."""
         known = self._version
         try:
-            version, values = self._fetch(known, kind, list_ids)
+            version, manifest, values = self._fetch(known, wanted)
             # The pointer moved since the last call. The previous version is kept, so only another
             # move right now makes this go round again.
             while version != known:
                 known = version
-                version, values = self._fetch(known, kind, list_ids)
+                version, manifest, values = self._fetch(known, wanted)
         except self._errors as error:
             raise ReaderError(f"Redis at {self._url} does not answer: {error}.") from error
         self._version = known
-        manifest, *found = values
-        if manifest is None and None in found:
+        if manifest is None and None in values.values():
             raise ReaderError(
                 f"Redis at {self._url} names version {known} but has lost its keys: they expired "
                 "or were evicted. Publish again."
             )
-        return [[] if value is None else decode(value) for value in found]
+        return {
+            name: [] if value is None else decode(value) for name, value in values.items()
+        }, known
 
     def _fetch(
-        self, version: str, kind: str, list_ids: Sequence[str]
-    ) -> tuple[str, list[bytes | None]]:
+        self, version: str, wanted: Wanted
+    ) -> tuple[str, bytes | None, dict[tuple[str, str], bytes | None]]:
         # One round trip for the pointer and for what the version we know last says.
+        asked = {kind: list_ids for kind, list_ids in wanted.items() if list_ids}
         with self._client.pipeline(transaction=False) as pipeline:
             pipeline.mget(POINTER, manifest_key(version))
-            pipeline.hmget(key(version, kind), list_ids)
-            (pointer, manifest), values = pipeline.execute()
+            for kind, list_ids in asked.items():
+                pipeline.hmget(key(version, kind), list_ids)
+            (pointer, manifest), *replies = pipeline.execute()
         if pointer is None:
             raise ReaderError(
                 f"Redis at {self._url} holds nothing published: {POINTER} is missing. "
                 "Run the pipeline, or correct the address."
             )
-        return pointer.decode(), [manifest, *values]
+        values = {
+            (kind, list_id): value
+            for (kind, list_ids), found in zip(asked.items(), replies, strict=True)
+            for list_id, value in zip(list_ids, found, strict=True)
+        }
+        return pointer.decode(), manifest, values
 
     def close(self) -> None:
         """Close the connections."""
@@ -222,28 +357,42 @@ class _SnapshotLists:
         # connection of this process has the old one.
         self._lock = threading.Lock()
 
-    def get(self, kind: str, list_ids: Sequence[str]) -> list[list[Recommendation]]:
-        """The lists of these ids, in their order."""
-        marks = ", ".join("?" for _ in list_ids)
-        wanted = rows_sql(kind, has_versions=False, condition=f"list_id in ({marks})")
+    def get(self, wanted: Wanted) -> tuple[Found, tuple[int, int] | None]:
+        """The lists, and which file they are from."""
+        found: Found = {
+            (kind, list_id): [] for kind, list_ids in wanted.items() for list_id in list_ids
+        }
         with self._lock:
             try:
-                rows = self._current().execute(wanted, list_ids).fetchall()
+                connection = self._current()
+                rows = [
+                    (kind, *row)
+                    for kind, list_ids in wanted.items()
+                    if list_ids
+                    for row in connection.execute(
+                        rows_sql(
+                            kind,
+                            has_versions=False,
+                            condition=f"list_id in ({', '.join('?' for _ in list_ids)})",
+                        ),
+                        list_ids,
+                    ).fetchall()
+                ]
             except self._errors as error:
                 self._disconnect()
                 raise ReaderError(
                     f"The snapshot {self._path} cannot be read: {str(error).splitlines()[0]}. "
                     "Expected the file published/current.duckdb that a run writes."
                 ) from error
-        found: dict[str, list[Recommendation]] = {list_id: [] for list_id in list_ids}
+            opened = self._opened
         # Sorted here and not in SQL, where it makes DuckDB read the table a second time.
-        for list_id, _, product_id, millionths, text, source, reason in sorted(
-            rows, key=lambda row: row[:2]
+        for kind, list_id, _, product_id, millionths, text, source, reason in sorted(
+            rows, key=lambda row: row[:3]
         ):
-            products = found[list_id]
+            products = found[kind, list_id]
             score = published_score(millionths, text)
             products.append(Recommendation(product_id, len(products) + 1, score, source, reason))
-        return list(found.values())
+        return found, opened
 
     def _current(self) -> "duckdb.DuckDBPyConnection":
         import duckdb
@@ -266,17 +415,6 @@ class _SnapshotLists:
         """Close the connection."""
         with self._lock:
             self._disconnect()
-
-
-def _merged(lists: Sequence[Sequence[Recommendation]], k: int) -> list[Recommendation]:
-    """The lists one after the other, each product once, ranked anew."""
-    first_of: dict[str, Recommendation] = {}
-    for product in (product for each in lists for product in each):
-        first_of.setdefault(product.product_id, product)
-    return [
-        Recommendation(each.product_id, rank, each.score, each.source, each.reason)
-        for rank, each in enumerate(list(first_of.values())[:k], start=1)
-    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,7 +3,7 @@
 Belongs here: everything that writes Redis. Does not belong here: keys and values (`lists.py`),
 reading (`reader.py`), starting a server (`redis_server.py`).
 
-A version is five keys: a hash for each kind of list, and `recmart:{version}:manifest`. The hashes
+A version is a hash for each kind of list, and `recmart:{version}:manifest`. The hashes
 are written beside the live ones, then counted and compared with the table, then the manifest says
 that the version is whole, and only then may `recmart:current` name it. A kill before that leaves
 keys that nobody reads and that expire. Loading again repairs.

@@ -3,7 +3,7 @@
 Belongs here: schema `serving` of the warehouse. Does not belong here: files (`files.py`), Redis
 (`redis_load.py`), the order in which the three are switched (`publish.py`).
 
-A version is everything published together: the rows of five surfaces under one version id, written
+A version is everything published together: the rows of all surfaces under one version id, written
 in one transaction as a candidate. Which version readers see is the state in `serving.versions`, one
 row of which is 'live'; the views `serving.current_*` follow it. So a rollback is one statement:
 
@@ -75,27 +75,70 @@ SURFACES = (
             "rank": "integer",
             "similar_product_id": "varchar",
             "score": "double",
+            "source": "varchar",
         },
         grain=("product_id", "rank"),
         source="ml.similar_products",
         score="score",
     ),
+    *(
+        Surface(
+            name=relation,
+            columns={
+                "product_id": "varchar",
+                "rank": "integer",
+                "other_product_id": "varchar",
+                "n_together": "integer",
+                "support": "double",
+                "confidence": "double",
+                "lift": "double",
+                "log_likelihood": "double",
+            },
+            grain=("product_id", "rank"),
+            source="marts.product_pairs",
+            condition=f"relation = '{relation}'",
+            score="log_likelihood",
+        )
+        for relation in ("bought_together", "viewed_together")
+    ),
     Surface(
-        name="bought_together",
+        name="buy_again",
         columns={
-            "product_id": "varchar",
+            "user_id": "varchar",
             "rank": "integer",
-            "other_product_id": "varchar",
-            "n_together": "integer",
-            "support": "double",
-            "confidence": "double",
-            "lift": "double",
-            "log_likelihood": "double",
+            "product_id": "varchar",
+            "score": "double",
+            "n_bought": "integer",
+            "last_bought_on": "date",
+            "due_on": "date",
         },
-        grain=("product_id", "rank"),
-        source="marts.product_pairs",
-        condition="relation = 'bought_together'",
-        score="log_likelihood",
+        grain=("user_id", "rank"),
+        source="marts.buy_again",
+        score="score",
+    ),
+    Surface(
+        name="anchors",
+        columns={
+            "user_id": "varchar",
+            "rank": "integer",
+            "product_id": "varchar",
+            "title": "varchar",
+            "kind": "varchar",
+            "last_at": "timestamp",
+        },
+        grain=("user_id", "rank"),
+        source="marts.anchors",
+    ),
+    Surface(
+        name="bought",
+        columns={
+            "user_id": "varchar",
+            "rank": "integer",
+            "product_id": "varchar",
+            "last_bought_on": "date",
+        },
+        grain=("user_id", "rank"),
+        source="marts.bought",
     ),
     Surface(
         name="popular",
@@ -112,6 +155,20 @@ SURFACES = (
         source="marts.popularity",
         condition="rank <= $popular_depth",
         score="score",
+    ),
+    Surface(
+        name="on_sale",
+        columns={
+            "rank": "integer",
+            "product_id": "varchar",
+            "price": "double",
+            "usual_price": "double",
+            "share_saved": "double",
+        },
+        grain=("rank",),
+        source="marts.on_sale",
+        condition="rank <= $popular_depth",
+        score="share_saved",
     ),
     Surface(
         name="products",

@@ -22,7 +22,9 @@ from ml_assets.frames import (
     NEIGHBOURS,
     POPULARITY,
     PRODUCTS,
+    PRODUCTS_BY_CATEGORY,
     RECOMMENDATIONS,
+    SCORED_POPULARITY,
     SIGNALS,
     USERS,
 )
@@ -531,7 +533,8 @@ def _read_all(connection: duckdb.DuckDBPyConnection) -> dict[str, pl.DataFrame]:
     group_name="ml",
     kinds={"python", "duckdb"},
     ins={
-        "products": _table("marts", "products", frame=PRODUCTS),
+        "products": _table("marts", "products", frame=PRODUCTS_BY_CATEGORY),
+        "popularity": _table("marts", "popularity", frame=SCORED_POPULARITY),
         "item_factors": _table("ml", "item_factors"),
         "item_neighbours": _table("ml", "item_neighbours"),
         "content_neighbours": _table("ml", "content_neighbours"),
@@ -539,19 +542,24 @@ def _read_all(connection: duckdb.DuckDBPyConnection) -> dict[str, pl.DataFrame]:
 )
 def similar_products(
     products: pl.DataFrame,
+    popularity: pl.DataFrame,
     item_factors: pl.DataFrame,
     item_neighbours: pl.DataFrame,
     content_neighbours: pl.DataFrame,
     recommender: RecommenderSettings,
     warehouse: dg.ResourceParam[Warehouse],
 ) -> pl.DataFrame:
-    """Products like this one, by text and by who wants them. One row per (product, rank)."""
+    """Products like this one, by text and by who wants them; else popular ones of its category.
+
+    One row per (product, rank).
+    """
     from ml_assets import recommend
     from ml_assets.model_tables import likeness_of
+    from ml_assets.similar import fill_from_category
 
     settings = recommender.in_force(warehouse)
     product_ids = products["product_id"].sort()
-    return recommend.similar_products(
+    similar = recommend.similar_products(
         likeness_of(
             product_ids,
             item_factors=item_factors,
@@ -566,6 +574,7 @@ def similar_products(
         product_ids=product_ids,
         k=settings.similar,
     )
+    return fill_from_category(similar, products=products, popularity=popularity, k=settings.similar)
 
 
 def _fold_inputs(*, signals: pl.Schema) -> dict[str, dg.AssetIn]:

@@ -91,6 +91,13 @@ SIMILAR_PRODUCTS = _frame(
     product_id=pl.String, rank=pl.Int32, similar_product_id=pl.String, score=pl.Float64
 )
 
+# What similar_products reads beside the models.
+PRODUCTS_BY_CATEGORY = pl.Schema({**PRODUCTS, **_frame(category=pl.String)})
+SCORED_POPULARITY = pl.Schema({**POPULARITY, **_frame(score=pl.Float64)})
+
+# With where a product's rows are from: similar, or category where nothing is like it.
+SIMILAR_LISTS = pl.Schema({**SIMILAR_PRODUCTS, **_frame(source=pl.String)})
+
 # One row per (fold, model, target, segment, metric). low and high bound the value's interval of
 # 95 %, difference is value minus that of `compared_with` on the same users, with an interval of its
 # own, and is_different says that this one excludes zero. Null where there is no such thing.

@@ -165,8 +165,9 @@ def likeness_of(
 ) -> list[tuple[sp.csr_matrix, float]]:
     """How like products are to each other, from 0 to 1, by each model there is.
 
-    By text and by factors it is the cosine; by an item-item model what follows from a product,
-    as a share of what follows most.
+    By text and by factors it is the cosine; by an item-item model the geometric mean of how much
+    each follows from the other, as a share of what follows most. One way alone would put whatever
+    sells best now beside everything, for it follows from everything.
     """
     likeness = []
     items = vectors_of(item_factors, product_ids, "factors")
@@ -178,7 +179,8 @@ def likeness_of(
         follows = learned[0].maximum(0)
         largest = follows.max(axis=1).toarray().ravel()
         inverse = np.divide(1, largest, out=np.zeros_like(largest), where=largest > 0)
-        likeness.append((sp.csr_matrix(sp.diags_array(inverse) @ follows), w_cf))
+        share = sp.csr_matrix(sp.diags_array(inverse) @ follows)
+        likeness.append((sp.csr_matrix(share.multiply(share.T).sqrt()), w_cf))
     alike = neighbours_of(content_neighbours, product_ids)
     if alike is not None:
         # Kept by the product that follows; here it is the one asked about.

@@ -17,6 +17,7 @@ from orchestration.gates import (
     Gate,
     Verdict,
     judge,
+    placements_gate,
     recommendations_gate,
 )
 from orchestration.settings import Settings
@@ -81,6 +82,7 @@ def input_gates(
     name="recommendation_gates",
     specs=[
         *_specs(recommendations_gate("", 1), CANDIDATE_KEY),
+        *_specs(placements_gate(""), CANDIDATE_KEY),
         dg.AssetCheckSpec(
             name="promotion",
             asset=CANDIDATE_KEY,
@@ -98,8 +100,15 @@ def recommendation_gates(
     """The staged version, before any reader can see it; a red one marks it as rejected."""
     with warehouse.connect() as connection:
         version = versions.staged_version(connection)
-        gate = recommendations_gate(version.version, recommender.top_n)
-        verdicts = judge(connection, gate, docs_root=settings.home)
+        gates = (
+            recommendations_gate(version.version, recommender.top_n),
+            placements_gate(version.version),
+        )
+        verdicts = [
+            verdict
+            for gate in gates
+            for verdict in judge(connection, gate, docs_root=settings.home)
+        ]
         complaints = [complaint(verdict) for verdict in verdicts if not verdict.passed]
         promotion = promotion_result(version)
         if not promotion.passed:

@@ -325,6 +325,122 @@ def recommendations_gate(version: str, top_n: int) -> Gate:
     )
 
 
+def placements_gate(version: str) -> Gate:
+    """The promises of the published lists beside the recommendations, on the rows in `serving`.
+
+    The queries share nothing with the code that made the lists.
+
+    Args:
+        version: A version written to the serving tables by us, never a user's text.
+    """
+    proposed = {
+        "similar": ("similar_products", "product_id", "similar_product_id", "score"),
+        "together": ("bought_together", "product_id", "other_product_id", "log_likelihood"),
+        "viewed": ("viewed_together", "product_id", "other_product_id", "log_likelihood"),
+        "again": ("buy_again", "user_id", "product_id", "score"),
+        "popular": (
+            "popular",
+            "concat_ws(chr(31), segment_type, segment, time_window)",
+            "product_id",
+            "score",
+        ),
+        "sale": ("on_sale", "'all'", "product_id", "share_saved"),
+    }
+    lists = " union all ".join(
+        f"select '{kind}' as kind, {list_id} as list_id, rank, {product} as product_id,"
+        f" {score} as score from serving.{table} where version = '{version}'"
+        for kind, (table, list_id, product, score) in proposed.items()
+    )
+    return Gate(
+        name="placements",
+        relations=f"""
+            with lists as ({lists}),
+            per_list as (
+                select
+                    kind,
+                    list_id,
+                    count(*) as n_rows,
+                    count(distinct product_id) as n_products,
+                    min(rank) as first_rank,
+                    max(rank) as last_rank
+                from lists group by kind, list_id
+            ),
+            steps as (
+                select
+                    score > lag(score) over (partition by kind, list_id order by rank) as is_rising
+                from lists
+            ),
+            owned as (
+                select user_id, product_id from marts.signals where n_purchases > 0
+            ),
+            again as (
+                select user_id, product_id from serving.buy_again where version = '{version}'
+            ),
+            bought as (
+                select user_id, product_id from serving.bought where version = '{version}'
+            ),
+            anchors as (
+                select user_id, product_id from serving.anchors where version = '{version}'
+            )
+        """,
+        rules=(
+            Rule(
+                "placements_hold_what_can_be_bought",
+                "(select count(*) from lists anti join"
+                " (select product_id from marts.products where is_available) as available"
+                " using (product_id))",
+                "Every product of every list is in the catalogue and available.",
+                "marts.products changed under the lists, or one of them forgot to ask it",
+            ),
+            Rule(
+                "placements_have_no_gaps",
+                "(select count(*) from per_list where first_rank <> 1 or last_rank <> n_rows)",
+                "Ranks of every list run from 1 without gaps.",
+                "rows were lost between ranking and writing",
+            ),
+            Rule(
+                "placements_repeat_no_product",
+                "(select count(*) from per_list where n_products <> n_rows)",
+                "No product is on a list twice.",
+                "the grain of the list's table is broken",
+            ),
+            Rule(
+                "placements_scores_never_rise",
+                "(select count(*) from steps where is_rising)",
+                "Scores of a list never rise with rank.",
+                "the lists are not sorted by score",
+            ),
+            Rule(
+                "no_product_beside_itself",
+                "(select count(*) from lists"
+                " where kind in ('similar', 'together', 'viewed') and list_id = product_id)",
+                "No product is proposed beside itself.",
+                "the product itself was not masked",
+            ),
+            Rule(
+                "only_bought_products_are_due_again",
+                "(select count(*) from again anti join owned using (user_id, product_id))",
+                "What is proposed to be bought again was bought.",
+                "marts.buy_again and marts.signals disagree on returns",
+            ),
+            Rule(
+                "all_that_was_bought_is_known_to_readers",
+                "(select count(*) from owned anti join bought using (user_id, product_id))"
+                " + (select count(*) from bought anti join owned using (user_id, product_id))",
+                "What readers leave out of a page is all that the user bought, and only that.",
+                "marts.bought and marts.signals disagree on returns",
+            ),
+            Rule(
+                "anchors_were_touched",
+                "(select count(*) from anchors anti join marts.signals"
+                " using (user_id, product_id))",
+                'Nobody is told "because you viewed" of what they did not touch.',
+                "marts.anchors and marts.signals disagree",
+            ),
+        ),
+    )
+
+
 def import_early() -> None:
     """Import what later steps need beside what the run is doing now.
 

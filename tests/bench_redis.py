@@ -36,7 +36,7 @@ from exports.lists import KINDS, key
 from exports.redis_client import Stream
 from exports.redis_commands import to_commands
 from exports.redis_server import EmbeddedRedis, find_redis_server
-from exports.versions import Version
+from exports.versions import SURFACES, Version
 
 TTL_SECONDS = 30 * 24 * 3600
 CHUNK = 2_000
@@ -111,7 +111,8 @@ def fill_tables(connection: duckdb.DuckDBPyConnection, *, n_users: int, top_n: i
     connection.execute(
         """
         create table ml.similar_products as
-        select 'p' as product_id, 1 as rank, 'q' as similar_product_id, 1.0 as score;
+        select 'p' as product_id, 1 as rank, 'q' as similar_product_id, 1.0 as score,
+            'similar' as source;
         create table marts.product_pairs as
         select
             'p' as product_id, 'bought_together' as relation, 1 as rank, 'q' as other_product_id,
@@ -122,6 +123,10 @@ def fill_tables(connection: duckdb.DuckDBPyConnection, *, n_users: int, top_n: i
             'p' as product_id, 1.0 as score, 3 as n_users
         """
     )
+    # What is measured is the lists of users.
+    for surface in SURFACES:
+        columns = ", ".join(f"{name} {kind}" for name, kind in surface.columns.items())
+        connection.execute(f"create table if not exists {surface.source} ({columns})")
     return stage(connection, top_n=top_n)
 
 

@@ -101,7 +101,8 @@ def fill_shop(
         create or replace table ml.similar_products as
         select
             'p' || i as product_id, item as rank,
-            'p' || (i + item) % $products as similar_product_id, 1.0 / item as score
+            'p' || (i + item) % $products as similar_product_id, 1.0 / item as score,
+            case when i = 7 then 'category' else 'similar' end as source
         from range($products) as numbers (i), range(1, 4) as items (item)
         """,
         {"products": n_products},
@@ -132,9 +133,53 @@ def fill_shop(
                 ('segment', 'UK', 'last_28_days', 5, 2),
                 ('segment', 'UK', 'all_time', 6, 2),
                 ('segment', 'all', 'last_28_days', 7, 1),
-                ('category', 'lanterns', 'last_28_days', 1, 4)
+                ('category', 'lanterns', 'last_28_days', 1, 4),
+                ('category', 'lanterns', 'all_time', 3, 6),
+                ('category', 'lanterns', 'new_arrivals', 6, 2),
+                ('global', 'all', 'new_arrivals', 5, 3)
         ) as lists (segment_type, segment, time_window, shift, depth)
         where i < depth
+        """,
+        {"products": n_products},
+    )
+    # The first user bought p0 thrice and p1 once, and looked at p5.
+    connection.execute(
+        """
+        create or replace table marts.buy_again as
+        select
+            user_id, item as rank, 'p' || (n + item - 1) % $products as product_id,
+            3.5 - item as score, (5 - 2 * item)::integer as n_bought,
+            date '2011-11-01' as last_bought_on, date '2011-12-01' as due_on
+        from user_ids, range(1, 3) as items (item)
+        """,
+        {"products": n_products},
+    )
+    connection.execute(
+        """
+        create or replace table marts.bought as
+        select user_id, rank, product_id, last_bought_on from marts.buy_again
+        """
+    )
+    connection.execute(
+        """
+        create or replace table marts.anchors as
+        select
+            user_id, item as rank, 'p' || (n + shift) % $products as product_id,
+            'Lantern No. ' || (n + shift) % $products as title, kind,
+            timestamp '2011-12-09' as last_at
+        from user_ids, (
+            values (1, 5, 'viewed'), (2, 0, 'bought'), (3, 1, 'put in cart')
+        ) as anchors (item, shift, kind)
+        """,
+        {"products": n_products},
+    )
+    connection.execute(
+        """
+        create or replace table marts.on_sale as
+        select
+            item as rank, 'p' || (item + 1) % $products as product_id, 1.0 as price,
+            2.0 as usual_price, 0.5 / item as share_saved
+        from range(1, 4) as items (item)
         """,
         {"products": n_products},
     )

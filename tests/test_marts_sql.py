@@ -37,10 +37,12 @@ VARIABLES = {
     "outlier_max_products": 5,
     "popularity_depth": 3,
     "popularity_recent_days": 8,
+    "new_arrival_days": 8,
     "trending_days": 4,
     "basket_max_products": 3,
     "min_pair_support": 2,
     "pairs_per_product": 2,
+    "min_repeat_users": 2,
 }
 WEIGHTS = {"view": 1.0, "click": 1.5, "add_to_cart": 3.0, "purchase": 5.0, "rating": 4.0}
 HALF_LIVES = {"click": 2.0}
@@ -52,6 +54,7 @@ MODELS = [
     "int_undone_days",
     "int_backtest_undone_days",
     "int_user_activity",
+    "int_title_families",
     "products",
     "int_user_signals",
     "signals",
@@ -63,9 +66,14 @@ MODELS = [
     "int_pair_counts",
     "product_pairs",
     "holdout",
+    "int_purchases",
+    "repeat_intervals",
+    "buy_again",
+    "bought",
+    "anchors",
 ]
 UNDONE_MODELS = MODELS[:2]
-UP_TO_PRODUCTS = MODELS[:4]
+UP_TO_PRODUCTS = MODELS[:5]
 SIGNAL_MODELS = [*UP_TO_PRODUCTS, "int_user_signals", "signals"]
 PAIR_MODELS = ["int_baskets", "int_pair_counts", "product_pairs"]
 BACKTEST_MODELS = [*UP_TO_PRODUCTS, "backtest_signals", "backtest_popularity"]
@@ -501,10 +509,12 @@ def _popularity(
         found = people(product_id, ever)
         lists["global", "all", "all_time"].append((product_id, sum(found.values()), len(found)))
         ages = [age for (_, of_product, age) in reach if of_product == product_id]
-        if ages and max(ages) in recently:
-            lists["global", "all", "new_arrivals"].append(
-                (product_id, sum(found.values()), len(found))
-            )
+        if ages and max(ages) < VARIABLES["new_arrival_days"]:
+            # The whole number decides; people between products of one day.
+            days_left = VARIABLES["new_arrival_days"] - max(ages)
+            for name in (("global", "all"), ("category", categories[product_id])):
+                if name[1]:
+                    lists[*name, "new_arrivals"].append((product_id, days_left, len(found)))
         wanted = [("global", "all", None), ("segment", "France", "France")]
         if categories[product_id]:
             wanted.append(("category", categories[product_id], None))
@@ -518,7 +528,13 @@ def _popularity(
     lists["global", "all", "trending"] = _trending(reach, set(categories), people)
     ranked = []
     for name, entries in lists.items():
-        ordered = sorted(entries, key=lambda entry: (-round(entry[1], 9), entry[0]))
+        is_new = name[-1] == "new_arrivals"
+        wanted_by = {
+            each[0]: sum(people(each[0], ever).values()) if is_new else 0 for each in entries
+        }
+        ordered = sorted(
+            entries, key=lambda each: (-round(each[1], 9), -round(wanted_by[each[0]], 9), each[0])
+        )
         depth = None if name == ("global", "all", "all_time") else VARIABLES["popularity_depth"]
         for rank, (product_id, score, n_users) in enumerate(ordered[:depth], start=1):
             ranked.append((*name, rank, product_id, score, n_users))
@@ -678,7 +694,10 @@ def test_threads_and_the_order_of_rows_change_no_bit_of_any_mart(marts: Marts):
         )
         days[day.key] = day
     rows = list(days.values())
-    products = [{"product_id": f"p{n}", "category": f"c{n % 7}"} for n in range(100)]
+    products = [
+        {"product_id": f"p{n}", "category": f"c{n % 7}", "title": f"Lunch bag {'xyz'[n % 3] * 3}"}
+        for n in range(100)
+    ]
     users = [{"user_id": f"u{n}", "country": f"s{n % 5}"} for n in range(2000)]
 
     seen = []

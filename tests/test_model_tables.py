@@ -225,15 +225,16 @@ def likeness(**changes):
     return likeness_of(ids("a", "b", "c"), **{**arguments, **changes})
 
 
-def test_likeness_by_an_item_item_model_is_a_share_of_what_follows_most():
+def test_likeness_by_an_item_item_model_is_how_much_each_follows_from_the_other():
     table = neighbour_frame(
-        ids("a", "b", "c"), sparse([[0, 8, 2], [1, 0, -3], [0, -1, 0]]), np.ones(3, bool)
+        ids("a", "b", "c"), sparse([[0, 8, 2], [1, 0, 4], [-3, 1, 0]]), np.ones(3, bool)
     )
 
     [(matrix, weight)] = likeness(item_neighbours=table)
 
-    # What is spoken against is not alike.
-    assert matrix.toarray().tolist() == [[0, 1, 0.25], [1, 0, 0], [0, 0, 0]]
+    # Shares of what follows most: b of a all, a of b a quarter. What is spoken against one way is
+    # not alike.
+    assert matrix.toarray().tolist() == [[0, 0.5, 0], [0.5, 0, 1], [0, 1, 0]]
     assert weight == 0.7
 
 

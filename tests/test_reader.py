@@ -16,6 +16,7 @@ from publishing_for_tests import NOW, STRANGE_IDS, make_shop, stage
 from exports import publish, reader, redis_load
 from exports.errors import ReaderError
 from exports.lists import POINTER
+from exports.placements import PLACEMENTS
 from exports.reader import Reader, Recommendation
 from exports.redis_server import EmbeddedRedis
 
@@ -112,9 +113,168 @@ def test_products_have_similar_ones_and_ones_bought_together(reading):
     ]
 
 
+def test_products_have_ones_that_are_viewed_together(reading):
+    assert reading.viewed("p0", k=1) == [
+        Recommendation("p2", 1, 12.5, "viewed", "Often viewed together")
+    ]
+
+
+def test_a_product_that_nothing_is_like_has_its_categorys_popular_ones(reading):
+    # The eighth strange id stands for p7.
+    assert reading.similar(STRANGE_IDS[7], k=1) == [
+        Recommendation("p0", 1, 1.0, "category", "Popular in its category")
+    ]
+
+
 def test_an_unknown_product_has_neither(reading):
     assert reading.similar("nothing like it") == []
     assert reading.together("nothing like it") == []
+    assert reading.viewed("nothing like it") == []
+
+
+def test_an_unknown_user_has_nothing_to_buy_again_and_no_anchors(reading):
+    assert reading.buy_again("nobody") == []
+    assert reading.because("nobody") == []
+
+
+def test_what_is_due_again_says_how_often_it_was_bought(reading):
+    assert reading.buy_again("ann") == [
+        Recommendation("p0", 1, 2.5, "again", "Bought 3 times"),
+        Recommendation("p1", 2, 1.5, "again", "Bought 1 time"),
+    ]
+
+
+def test_popular_of_a_category_is_of_late_then_of_all_time_and_of_nothing_else(reading):
+    products = reading.popular(category="lanterns")
+
+    assert ids(products) == ["p1", "p2", "p3", "p4", "p5", "p6", "p7", "p0"]
+    assert sources(products) == ["category"] * 8
+    assert products[0].reason == "Popular in lanterns"
+    assert reading.popular(category="nothing of it") == []
+
+
+def test_new_arrivals_are_of_the_shop_or_of_a_category(reading):
+    assert reading.new(k=2) == [
+        Recommendation("p5", 1, 100.0, "new", "New"),
+        Recommendation("p6", 2, 99.0, "new", "New"),
+    ]
+    assert ids(reading.new("lanterns")) == ["p6", "p7"]
+    assert reading.new("nothing of it") == []
+
+
+def test_a_sale_says_how_much_it_saves(reading):
+    assert reading.sale(k=2) == [
+        Recommendation("p2", 1, 0.5, "sale", "50 % below its usual price"),
+        Recommendation("p3", 2, 0.25, "sale", "25 % below its usual price"),
+    ]
+
+
+def test_trending_alone(reading):
+    assert ids(reading.trending()) == ["p3", "p4"]
+
+
+# --- several lists at once ------------------------------------------------------------------------
+
+
+def test_because_has_a_row_for_each_anchor_without_what_was_bought_and_without_repeats(reading):
+    rows = reading.because("ann", k=2)
+
+    # Beside p5 stand p7 and p1, which ann bought, and then p7 again; beside p0 p2 and p4; beside p1
+    # p3 and p5, an anchor.
+    assert [(row.reason, ids(row.products)) for row in rows] == [
+        ("Because you viewed Lantern No. 5", ["p7"]),
+        ("Because you bought Lantern No. 0", ["p2", "p4"]),
+        ("Because you put in your cart Lantern No. 1", ["p3"]),
+    ]
+    assert {each.reason for each in rows[1].products} == {"Because you bought Lantern No. 0"}
+    assert sources(rows[1].products) == ["together", "together"]
+
+
+def test_because_passes_over_an_anchor_with_nothing_left_to_show(reading):
+    assert [row.placement for row in reading.because("ann", k=9, n_anchors=2)] == ["because"] * 2
+    # All that stands beside p5 is shown already.
+    page = reading.page("ann", ["similar", "because"], product_ids=["001"], n_anchors=1)
+    assert page[0].products[0].product_id == "p2"
+
+
+def test_a_cart_adds_shares_so_that_no_product_decides_alone(reading):
+    # p0 goes with p2 (1) and p4 (0.5), p2 with p4 (1) and p6 (0.5): 1.5 for p4.
+    products = reading.cart(["p0", "p2", "p0"], k=3)
+
+    assert products == [
+        Recommendation("p4", 1, 1.5, "together", "Goes with your cart"),
+        Recommendation("p6", 2, 0.5, "together", "Goes with your cart"),
+    ]
+    # Filled with similar products: those of "001" are p1, p2, p3.
+    assert ids(reading.cart(["p0", "001"])) == ["p2", "p4", "p1", "p3"]
+    assert reading.cart([]) == []
+    assert reading.cart(["nothing like it"]) == []
+
+
+def test_a_page_shows_no_product_twice_and_the_first_placement_chooses(reading):
+    placements = ["buy_again", "together", "because", "new", "sale", "trending", "popular"]
+
+    page = reading.page("ann", placements, k=2, product_ids=["p3"])
+
+    shelves = [(each.placement, ids(each.products)) for each in page]
+    assert shelves == [
+        ("buy_again", ["p0", "p1"]),
+        ("together", ["p5", "p7"]),
+        ("because", ["p2", "p4"]),
+        ("new", ["p6"]),
+        ("sale", []),
+        ("trending", []),
+        ("popular", []),
+    ]
+    shown = [product for _, products in shelves for product in products]
+    assert len(shown) == len(set(shown)) == 7
+
+
+def test_a_page_for_nobody_and_of_one_category(reading):
+    page = reading.page(
+        "nobody", ["for_you", "buy_again", "because", "popular"], k=3, category="lanterns"
+    )
+
+    assert [(each.placement, ids(each.products)) for each in page] == [
+        ("for_you", ["p3", "p4", "p0"]),
+        ("buy_again", []),
+        ("popular", ["p1", "p2", "p5"]),
+    ]
+
+
+def test_a_page_refuses_what_it_cannot_fill(reading):
+    with pytest.raises(
+        ReaderError, match=r"There is no placement 'hero'\. Expected some of for_you"
+    ):
+        reading.page("ann", ["hero"])
+    with pytest.raises(ReaderError, match="'cart' shows what goes with products: give product_ids"):
+        reading.page("ann", ["cart"])
+
+
+def test_a_page_costs_redis_one_round_trip_and_two_with_anchors(version, redis_url):
+    with Reader(redis_url) as reading, redis.Redis.from_url(redis_url) as client:
+        reading.recommend("ann")
+
+        def round_trips(*arguments, **settings):
+            before = client.info("commandstats")["cmdstat_mget"]["calls"]
+            reading.page(*arguments, **settings)
+            return client.info("commandstats")["cmdstat_mget"]["calls"] - before
+
+        assert round_trips("ann", ["for_you", "cart", "new", "sale"], product_ids=["p1"]) == 1
+        assert round_trips("ann", ["for_you", "because", "new"]) == 2
+
+
+@pytest.mark.parametrize("user", ["ann", "bob", "nobody", STRANGE_IDS[8]])
+def test_pages_are_the_same_from_redis_and_snapshot(version, published, redis_url, user):
+    everything = {"placements": PLACEMENTS, "product_ids": ["p1", "001", "p1"]}
+    with (
+        Reader(redis_url=redis_url) as from_redis,
+        Reader(snapshot=published / "current.duckdb") as from_snapshot,
+    ):
+        for k in (1, 2, 20):
+            assert from_redis.page(user, k=k, **everything) == from_snapshot.page(
+                user, k=k, **everything
+            )
 
 
 def test_an_unknown_user_gets_what_trends_and_then_what_is_popular_each_once(reading):

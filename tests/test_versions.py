@@ -52,20 +52,31 @@ def test_a_staged_version_counts_what_it_holds_and_is_seen_by_nobody(warehouse):
     assert version.state == "candidate"
     assert version.version == f"20111209T000000-{version.content_hash[:8]}"
     assert (version.n_users, version.n_products) == (3, 8)
-    # 3 users x 5, 8 products x 3 similar, 8 x 2 bought together, 8 + 2 + 2 + 2 + 1 + 4 popular.
-    assert version.n_rows == 15 + 24 + 16 + 19 + 8
+    # 3 users x 5, 8 products x 3 similar, 8 x 2 bought and 8 x 2 viewed together, 8 + 2 + 2 + 2 + 1
+    # + 4 + 6 + 2 + 3 popular; of 3 users 2 to buy again, 3 anchors, 2 bought; 3 on sale.
+    assert version.n_rows == 15 + 24 + 16 + 16 + 30 + 6 + 9 + 6 + 3 + 8
     assert served(warehouse) == []
     assert log_of(warehouse) == [(version.version, "candidate")]
 
 
-def test_only_pairs_that_were_bought_together_are_published(warehouse):
+def test_pairs_bought_and_pairs_viewed_together_are_published_apart(warehouse):
     version = stage(warehouse)
 
     counts = {
         each.surface: each.n_rows
         for each in versions.staged_fingerprints(warehouse, version.version)
     }
-    assert counts["bought_together"] == 8 * 2
+    assert counts["bought_together"] == counts["viewed_together"] == 8 * 2
+
+
+def test_a_warehouse_from_before_a_surface_had_a_column_gets_it(warehouse):
+    go_live(warehouse, stage(warehouse))
+    warehouse.execute("drop view serving.current_similar_products")
+    warehouse.execute("alter table serving.similar_products drop column source")
+
+    go_live(warehouse, stage(warehouse, as_of=date(2011, 12, 10)))
+
+    assert {row[-2] for row in served(warehouse, "similar_products")} == {"similar", "category"}
 
 
 def test_lists_of_popular_products_are_cut_at_the_depth(warehouse):

@@ -16,14 +16,23 @@
         'min_pair_support': 1,
         'pairs_at_once': 1,
         'pairs_per_product': 1,
+        'variants_per_list': 1,
+        'new_arrival_days': 1,
+        'min_repeat_users': 1,
+        'interval_shrinkage': 1,
+        'buy_again_depth': 1,
+        'anchors_per_user': 1,
+        'usual_price_days': 1,
+        'min_prices': 1,
+        'sale_share': 0.001,
     } %}
     {% for name, minimum in least.items() %}
         {% set value = var(name) %}
         {% if value is not number or value is boolean or value < minimum
-            or (value is not integer and name != 'half_life_days') %}
+            or (value is not integer and name not in ['half_life_days', 'sale_share']) %}
             {% do exceptions.raise_compiler_error(
                 'The variable ' ~ name ~ ' is ' ~ value ~ ': expected a '
-                ~ ('number' if name == 'half_life_days' else 'whole number') ~ ' of ' ~ minimum
+                ~ ('number' if name in ['half_life_days', 'sale_share'] else 'whole number') ~ ' of ' ~ minimum
                 ~ ' or more. Correct it in dbt_project/dbt_project.yml or in --vars.'
             ) %}
         {% endif %}
@@ -36,4 +45,17 @@
             ) %}
         {% endif %}
     {% endfor %}
+    {% if var('sale_share') >= 1 %}
+        {% do exceptions.raise_compiler_error(
+            'The variable sale_share is ' ~ var('sale_share') ~ ': expected a share below 1, such as'
+            ~ ' 0.1. Correct it in dbt_project/dbt_project.yml or in --vars.'
+        ) %}
+    {% endif %}
+    {% if var('segments') is string or var('segments') is not iterable %}
+        {% do exceptions.raise_compiler_error(
+            'The variable segments is ' ~ var('segments') ~ ': expected a list of columns of the'
+            ~ ' users file, such as [age_band]. Correct it in dbt_project/dbt_project.yml or in'
+            ~ ' --vars.'
+        ) %}
+    {% endif %}
 {% endmacro %}

@@ -86,6 +86,22 @@ segments as (
 
 ),
 
+{% set further = further_segments() %}
+{% if further %}
+further_segments as (
+
+    {% for column in further %}
+    select
+        user_id,
+        '{{ column | replace("'", "''") }}=' || {{ segment_of('stg_users', column) }} as segment
+    from {{ ref('stg_users') }} as stg_users
+    where {{ segment_of('stg_users', column) }} is not null
+    {{ 'union all' if not loop.last }}
+    {% endfor %}
+
+),
+
+{% endif %}
 of_all_time as (
 
     select
@@ -216,6 +232,48 @@ trends as (
 
 ),
 
+arrived as (
+
+    -- A shop that does not say when a product was added: the first day somebody wanted it.
+    select
+        available.product_id,
+        available.category,
+        ({{ var('new_arrival_days') }} - {{
+            dbt.datediff(
+                'coalesce(available.added_at::date, by_product.wanted_since)', 'period.until_on', 'day'
+            )
+        }})::double as days_left,
+        coalesce(by_product.reach, 0) as reach,
+        coalesce(by_product.n_users, 0) as n_users
+    from available
+    left join by_product using (product_id)
+    cross join period
+    where days_left > 0
+
+),
+
+variants as (
+
+    -- Key rings with all letters of the alphabet arrive on one day: a few of them are news.
+    select product_id
+    from arrived
+    inner join {{ ref('int_title_families') }} as families using (product_id)
+    qualify
+        row_number() over (
+            partition by families.family
+            order by arrived.days_left desc, arrived.reach desc, product_id
+        ) > {{ var('variants_per_list') }}
+
+),
+
+arrivals as (
+
+    select arrived.*
+    from arrived
+    anti join variants using (product_id)
+
+),
+
 scores as (
 
     select
@@ -242,24 +300,14 @@ scores as (
 
     union all
 
-    -- A shop that does not say when a product was added: the first day somebody wanted it.
-    select
-        'global',
-        'all',
-        'new_arrivals',
-        available.product_id,
-        coalesce(by_product.reach, 0)::double,
-        coalesce(by_product.n_users, 0)
-    from available
-    left join by_product using (product_id)
-    cross join period
-    where
-        {{
-            dbt.datediff(
-                'coalesce(available.added_at::date, by_product.wanted_since)', 'period.until_on', 'day'
-            )
-        }}
-        < {{ var('popularity_recent_days') }}
+    select 'global', 'all', 'new_arrivals', product_id, days_left, n_users
+    from arrivals
+
+    union all
+
+    select 'category', category, 'new_arrivals', product_id, days_left, n_users
+    from arrivals
+    where category is not null
 
     union all
 
@@ -292,6 +340,34 @@ scores as (
     from by_product
     inner join available using (product_id)
     where available.category is not null and n_recent_users > 0
+    {%- if further %}
+
+    union all
+
+    select
+        'segment',
+        further_segments.segment,
+        'all_time',
+        pairs.product_id,
+        sum(pairs.reach)::double,
+        count(*)
+    from pairs
+    inner join further_segments using (user_id)
+    group by further_segments.segment, pairs.product_id
+
+    union all
+
+    select
+        'segment',
+        further_segments.segment,
+        'last_28_days',
+        recent_pairs.product_id,
+        sum(recent_pairs.reach)::double,
+        count(*)
+    from recent_pairs
+    inner join further_segments using (user_id)
+    group by further_segments.segment, recent_pairs.product_id
+    {%- endif %}
 
 ),
 
@@ -300,10 +376,16 @@ ranked as (
     select
         scores.*,
         row_number() over (
-            partition by segment_type, segment, time_window order by score desc, product_id
+            partition by segment_type, segment, time_window
+            order by
+                score desc,
+                -- Of those that arrived on one day first what more people want.
+                case when time_window = 'new_arrivals' then by_product.reach end desc nulls last,
+                scores.product_id
         ) as rank
     from scores
     semi join available using (product_id)
+    left join by_product using (product_id)
 
 )
 
@@ -326,4 +408,10 @@ where
 {#- What part of a purchase an event of this strength is; no more than all of it. -#}
 {% macro reach_of(strength) -%}
 least(1, {{ strength }} / (select strength from purchase))::decimal(18, 9)
+{%- endmacro %}
+
+
+{#- The user columns beside segment_by that have popular lists of their own. -#}
+{% macro further_segments() -%}
+{{- return(var('segments') | reject('equalto', var('segment_by')) | list) -}}
 {%- endmacro %}

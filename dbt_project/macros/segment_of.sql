@@ -1,9 +1,9 @@
 {#-
-The segment of a row of stg_users: the column that var segment_by names, or that key of
-`attributes`, where further columns of the users file are kept. NULL when unknown or blank.
+The segment of a row of stg_users: `column`, or that key of `attributes`, where further columns of the
+users file are kept; the column that var segment_by names if none is given. NULL when unknown or blank.
 -#}
-{% macro segment_of(users) -%}
-{%- set column = var('segment_by') -%}
+{% macro segment_of(users, column=none) -%}
+{%- set column = column or var('segment_by') -%}
 {%- if column in ['country', 'age_band', 'gender'] -%}
 nullif(trim({{ users }}.{{ column }}), '')
 {%- elif column -%}

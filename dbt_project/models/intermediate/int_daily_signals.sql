@@ -1,6 +1,7 @@
 -- Grain: one row per (user, product, day, event type); product_id is NULL for types that say nothing
 -- about taste (see event_types_of_days).
--- The only reader of events: everything after it reads this, a fraction of their size.
+-- The only reader of events, but for prices (marts.on_sale): everything after it reads this, a fraction
+-- of their size.
 -- Incremental by day (see int_changed_days).
 -- depends_on: {{ ref('int_event_days') }}, {{ ref('int_changed_days') }}, {{ ref('int_built_users') }}
 with

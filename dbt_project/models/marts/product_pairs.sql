@@ -100,7 +100,7 @@ both_directions as (
 
 ),
 
-ranked as (
+beside as (
 
     -- What cannot be bought is not proposed beside anything; it keeps a list of its own.
     select
@@ -115,6 +115,54 @@ ranked as (
     inner join catalogue as product on both_directions.product_number = product.product_number
     inner join catalogue as other
         on both_directions.other_product_number = other.product_number and other.is_available
+    -- Some of them are variants.
+    qualify rank <= 4 * {{ var('pairs_per_product') }}
+
+),
+
+families as (
+
+    select * from {{ ref('int_title_families') }}
+
+),
+
+variants as (
+
+    -- The same cup in a third colour is no complement. Who looks at cups compares cups: there they
+    -- stay.
+    select distinct
+        product_id,
+        other_product_id
+    from (
+        select
+            beside.product_id,
+            beside.other_product_id
+        from beside
+        inner join families on beside.other_product_id = families.product_id
+        where beside.is_bought
+        qualify
+            row_number() over (
+                partition by beside.product_id, families.family order by beside.rank
+            ) > {{ var('variants_per_list') }}
+    )
+
+),
+
+ranked as (
+
+    select
+        beside.* replace (
+            row_number() over (
+                partition by beside.is_bought, beside.product_id order by beside.rank
+            ) as rank
+        )
+    from beside
+    left join variants
+        on
+            beside.is_bought
+            and beside.product_id = variants.product_id
+            and beside.other_product_id = variants.other_product_id
+    where variants.product_id is null
     qualify rank <= {{ var('pairs_per_product') }}
 
 )
