@@ -121,6 +121,21 @@ def test_a_weight_that_makes_no_sense_is_refused_by_name(line):
         )
 
 
+def change_what_came_later_to_the_catalogue(folder):
+    """Other texts for products added after the day and not touched by then, other stock for all."""
+    n_changed = 0
+    for path in sorted(folder.rglob("*.parquet")):
+        products = pl.read_parquet(path)
+        is_later = pl.col("added_at").cast(pl.String).str.slice(0, 10) > DAY.isoformat()
+        n_changed += products.filter(is_later).height
+        products.with_columns(
+            title=pl.when(is_later).then(pl.lit("a later title")).otherwise("title"),
+            category=pl.when(is_later).then(pl.lit("later")).otherwise("category"),
+            in_stock=pl.lit(False),
+        ).write_parquet(path)
+    assert n_changed > 0
+
+
 def test_whatever_happens_after_the_day_the_lists_are_the_same_to_the_last_bit(
     recommended, tmp_path
 ):
@@ -136,6 +151,7 @@ def test_whatever_happens_after_the_day_the_lists_are_the_same_to_the_last_bit(
             event_type=pl.lit("purchase"),
         )
         pl.concat([earlier, changed]).write_parquet(path)
+    change_what_came_later_to_the_catalogue(other.settings.data / "products")
     stage(other)
 
     again = recommend_as_of(other.settings, DAY, recommender={}, progress=quiet)

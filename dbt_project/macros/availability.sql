@@ -1,12 +1,6 @@
-{#-
-Can the product of a row of stg_products be bought on a day? The stock is what the shop said for
-as_of; on an earlier day nobody knows it, so a backtest does not ask (`knows_stock=false`).
--#}
-{% macro is_available_on(products, day, knows_stock) -%}
+{#- Was the product of a row of stg_products on offer on a day? Whether it was in stock is not asked. -#}
+{% macro is_available_on(products, day) -%}
 (
-    {%- if knows_stock %}
-    {{ products }}.in_stock is not false
-    and {% endif %}
     ({{ products }}.added_at is null or {{ products }}.added_at::date <= {{ day }})
     and (
         {{ products }}.available_from is null

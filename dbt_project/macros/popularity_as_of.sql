@@ -168,12 +168,11 @@ available as (
         category,
         added_at
     from {{ ref('products') }} as products
-    where
-        {{
-            is_available_on(
-                'products', '(select until_on from period)', knows_stock=(period == 'as_of')
-            )
-        }}
+    {% if period == 'as_of' -%}
+    where is_available
+    {%- else -%}
+    where {{ is_available_on('products', '(select until_on from period)') }}
+    {%- endif %}
 
 ),
 

@@ -11,6 +11,36 @@ as_of as (
 
     select as_of from {{ ref('int_as_of') }}
 
+),
+
+days as (
+
+    select product_id, event_on from {{ ref('int_daily_signals') }}
+
+),
+
+-- Files tell the catalogue of today. Of an earlier day the stock is not known, and what was added
+-- since was not there, unless somebody had touched it all the same.
+past as (
+
+    select coalesce((select as_of from as_of) < max(event_on), false) as is_past
+    from days
+
+),
+
+known as (
+
+    select products.*
+    from products
+    cross join past
+    where
+        not past.is_past
+        or products.added_at is null
+        or products.added_at::date <= (select as_of from as_of)
+        or products.product_id in (
+            select days.product_id from days where days.event_on <= (select as_of from as_of)
+        )
+
 )
 
 select
@@ -26,9 +56,10 @@ select
     available_from,
     available_until,
     in_stock,
-    {{
-        is_available_on('products', '(select as_of from as_of)', knows_stock=true)
-    }} as is_available,
+    (
+        (in_stock is not false or (select is_past from past))
+        and {{ is_available_on('known', '(select as_of from as_of)') }}
+    ) as is_available,
     nullif(
         concat_ws(
             ' ',
@@ -40,4 +71,4 @@ select
         ''
     ) as text,
     attributes
-from products
+from known
