@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 from lines import Line, line_in, why_it_failed, write_files
 
+from exports.placements import PLACEMENTS
 from exports.reader import Reader
 from orchestration.landing.synthetic_shop import write_shop
 
@@ -65,13 +66,18 @@ def shop(tmp_path_factory):
         ["from the future", "odd-1", "purchase", "2099-01-01", "3"],
         ["bad number", "odd-1", "purchase", "2024-03-05", "cheap"],
     ]
+    # Regulars, who buy two things every ten days, and at last a new one.
+    for user in ("regular 1", "regular 2", "regular 3"):
+        for day in ("2024-02-11", "2024-02-21", "2024-03-02"):
+            rows += [[user, f"odd-{i}", "purchase", day, "9.5"] for i in (0, 1)]
+        rows.append([user, "just in", "purchase", "2024-03-25", "2"])
     write_files(
         line.settings.data,
         events__odd_csv=csv_text(header, rows) + "too,few\n",
         products__odd_csv=csv_text(
             ["product_id", "title", "category"],
             [[f"odd-{i}", f"odd thing number{i}", "oddities"] for i in range(len(ODD_USERS))]
-            + [["untitled", "", ""]],
+            + [["untitled", "", ""], ["just in", "hardly arrived", "oddities"]],
         ),
     )
     result = line.run()
@@ -358,6 +364,48 @@ def test_the_report_tells_the_figures_of_the_run(shop):
         assert html.escape(f"Customer {user} ") in page
     as_of = line.value("select as_of from intermediate.int_as_of")
     assert len(list((line.settings.home / "reports").glob(f"{as_of}-????????.html"))) >= 1
+
+
+def test_placements_are_the_same_from_redis_and_snapshot_and_no_page_repeats_a_product(shop):
+    line, _ = shop
+    url = (line.settings.home / "redis" / "url").read_text().strip()
+    asked = {"product_ids": ["odd-0", *viewed_most(line)], "category": "oddities"}
+    users = [user for (user,) in line.query("select user_id from marts.users order by user_id")]
+    bought = set(line.query("select user_id, product_id from marts.signals where n_purchases > 0"))
+    shelves = []
+    with (
+        Reader(redis_url=url) as from_redis,
+        Reader(snapshot=line.settings.published / "current.duckdb") as from_snapshot,
+    ):
+        for user in [*users, "nobody"]:
+            # Who chooses last has little left, so both ways.
+            for placements in (PLACEMENTS, PLACEMENTS[::-1]):
+                page = from_redis.page(user, placements, 6, **asked)
+                assert page == from_snapshot.page(user, placements, 6, **asked)
+                shown = [each.product_id for shelf in page for each in shelf.products]
+                assert len(shown) == len(set(shown))
+                assert not set(shown) & set(asked["product_ids"])
+                for shelf in page:
+                    for each in shelf.products:
+                        is_owned = (user, each.product_id) in bought
+                        assert is_owned == (shelf.placement == "buy_again")
+                shelves += page
+        for seed in asked["product_ids"]:
+            for placement in PLACEMENTS:
+                shelves += from_redis.page("nobody", [placement], product_ids=[seed])
+    filled = {shelf.placement for shelf in shelves if shelf.products}
+    # Everybody pays the usual price here.
+    assert filled == set(PLACEMENTS) - {"sale"}
+    headings = {str(shelf.reason).split(" ")[2] for shelf in shelves if shelf.reason}
+    assert headings == {"bought", "put", "viewed"}
+
+
+def viewed_most(line):
+    rows = line.query(
+        "select product_id from marts.product_pairs group by product_id"
+        " order by count(*) desc, product_id limit 2"
+    )
+    return [product_id for (product_id,) in rows]
 
 
 def test_great_expectations_wrote_its_documents(shop):
