@@ -412,5 +412,8 @@ least(1, {{ strength }} / (select strength from purchase))::decimal(18, 9)
 
 {#- The user columns beside segment_by that have popular lists of their own. -#}
 {% macro further_segments() -%}
-{{- return(var('segments') | reject('equalto', var('segment_by')) | list) -}}
+{%- set columns = var('segments') -%}
+{#- Anything else is named by check_vars. -#}
+{%- set columns = columns if columns is iterable and columns is not string else [] -%}
+{{- return(columns | reject('equalto', var('segment_by')) | list) -}}
 {%- endmacro %}

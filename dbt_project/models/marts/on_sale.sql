@@ -28,7 +28,7 @@ paid as (
         and events.price > 0
         and events.event_on <= as_of.as_of
         and events.event_on > (
-            select as_of - {{ var('usual_price_days') + var('trending_days') }} from as_of
+            select as_of - {{ var('usual_price_days') }} - {{ var('trending_days') }} from as_of
         )
 
 ),
