@@ -174,6 +174,11 @@ def test_the_published_lists_can_be_blended_again_in_sql(shop):
     assert {row[2] for row in texts_only} != {row[2] for row in again if row[1] <= 3}
 
 
+def quoted(text):
+    """As SQL has it."""
+    return "'" + text.replace("'", "''") + "'"
+
+
 def unexplained(line):
     """Published rows whose shares do not add up to the score, and how many there are in all."""
     return line.query(
@@ -210,7 +215,7 @@ def test_an_explanation_names_what_the_user_did_and_its_share(shop):
 
     rows = line.query(
         "select because_product_id, because_title, what, share"
-        f" from ml.explain_recommendation('{user}', '{product}')"
+        f" from ml.explain_recommendation({quoted(user)}, {quoted(product)})"
     )
 
     assert sum(row[3] for row in rows) == pytest.approx(score, abs=1e-5)
@@ -235,7 +240,9 @@ def test_why_a_product_is_not_on_the_list_has_an_answer(shop):
     def why(of_user, product):
         return [
             reason
-            for (reason,) in line.query(f"select reason from ml.why_not('{of_user}', '{product}')")
+            for (reason,) in line.query(
+                f"select reason from ml.why_not({quoted(of_user)}, {quoted(product)})"
+            )
         ]
 
     def first(sql):
