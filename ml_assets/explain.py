@@ -225,7 +225,7 @@ _EXPLAINED = """
         case
             when past.n_purchases > 0 then 'bought'
             when past.n_carts > 0 then 'put in the cart'
-            when past.product_id is not null then 'looked at'
+            when past.product_id is not null then 'viewed'
             else shares.what
         end as what,
         shares.share,

@@ -33,7 +33,7 @@ from ml_assets.threads import over_blocks, run_over_blocks
 REASONS = {
     BOUGHT: "Because you bought ",
     PUT_IN_CART: "Because you put in your cart ",
-    LOOKED_AT: "Because you looked at ",
+    LOOKED_AT: "Because you viewed ",
 }
 
 

@@ -133,7 +133,7 @@ def test_a_user_with_views_only_is_recommended_from_views(shop):
         "select source, reason from serving.current_recommendations"
         " where user_id = 'only views' order by rank"
     )
-    assert source == "hybrid" and reason.startswith("Because you looked at ")
+    assert source == "hybrid" and reason.startswith("Because you viewed ")
 
 
 def test_an_unknown_user_gets_what_is_popular(shop):
@@ -223,7 +223,7 @@ def test_an_explanation_names_what_the_user_did_and_its_share(shop):
     for name, _, what, share in rows:
         if name is not None:
             of_product[name] = of_product.get(name, 0.0) + share
-            assert what in ("bought", "put in the cart", "looked at")
+            assert what in ("bought", "put in the cart", "viewed")
         else:
             assert what == "an average product" and share < 0
     # The reason that is published is the product of the largest share.

@@ -429,8 +429,8 @@ def test_a_new_title_touches_those_whose_reasons_name_it(connection, shop):
         f"will score {n_users} of 12 users: {n_users} have a reason with a title that changed"
     )
     reasons = tables(connection)["recommendations"]["reason"]
-    assert "Because you looked at new" in reasons
-    assert "Because you looked at o001" not in reasons
+    assert "Because you viewed new" in reasons
+    assert "Because you viewed o001" not in reasons
 
 
 def test_a_product_that_no_model_knows_touches_nobody_whose_list_is_full(connection, shop):

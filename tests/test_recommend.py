@@ -159,7 +159,7 @@ def test_a_user_who_only_looked_gets_a_list_from_what_they_looked_at(family):
     looker = rows.filter(pl.col("user_id") == "looker")
     assert looker["source"].to_list() == ["hybrid"] * 3
     assert {int(product) % 2 for product in looker["product_id"]} == {0}
-    assert looker["reason"].str.starts_with("Because you looked at even thing").any()
+    assert looker["reason"].str.starts_with("Because you viewed even thing").any()
 
 
 def test_the_chain_goes_from_category_to_segment_to_trending_to_popular():
