@@ -292,8 +292,8 @@ def _page(found: list[Found], blends: list[Found], *, seconds: float) -> str:
         " ranked but those a user has; means over all users. Published figures are those of BARS"
         " and Papers with Code. Settings were searched on a tenth of each user's training places,"
         " held out; test was asked once per row. A blend is a weighted sum of z-scores: one with"
-        " weights learned on the held-out part, one with equal weights. Seconds are training and"
-        " scoring of all users (of the learned blend twice, and the learning); memory is the peak"
+        " weights learned on the held-out part, the others with equal weights. Seconds are training"
+        " and scoring of all users (of the learned blend twice, and the learning); memory is the peak"
         " of the whole process, the search included.",
         "",
         "| model | Recall@20 | NDCG@20 | seconds | GiB |",
@@ -309,11 +309,11 @@ def _page(found: list[Found], blends: list[Found], *, seconds: float) -> str:
             for each in blends
         ),
         "",
-        "The search of als, item_item and bspm starts from settings that were published for this"
-        " split, the others from those of a fresh clone. bspm and als are blended because they are"
-        " unlike each other and bspm is the best published model here, not because of anything"
-        " held out; earlier versions of this page, without that blend and with other settings of"
-        " bspm, had asked test as well.",
+        "The search of als, item_item and bspm starts from settings known for this split (bspm:"
+        " those of its authors), the others from those of a fresh clone. bspm and als are blended"
+        " because they are unlike each other and bspm is the best published model here, not because"
+        " of anything held out; earlier versions of this page, without that blend and with other"
+        " settings of bspm, had asked test as well.",
         "",
         "What is held out at random is not quite what the published split holds back: there the"
         " places to find are more popular ones (91 users of the training part in the mean, against"
