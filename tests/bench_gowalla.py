@@ -293,8 +293,8 @@ def _page(found: list[Found], blends: list[Found], *, seconds: float) -> str:
         " and Papers with Code. Settings were searched on a tenth of each user's training places,"
         " held out; test was asked once per row. A blend is a weighted sum of z-scores: one with"
         " weights learned on the held-out part, the others with equal weights. Seconds are training"
-        " and scoring of all users (of the learned blend twice, and the learning); memory is the peak"
-        " of the whole process, the search included.",
+        " and scoring of all users (of the learned blend twice, and the learning); memory is the"
+        " peak of the whole process, the search included.",
         "",
         "| model | Recall@20 | NDCG@20 | seconds | GiB |",
         "|---|---|---|---|---|",

@@ -458,7 +458,7 @@ def test_a_list_the_shop_could_not_fill_is_made_again_when_a_product_comes(conne
 def test_a_day_on_which_nobody_does_anything_touches_nobody(connection, shop):
     make(connection, shop)
 
-    shop = days_pass(shop, None)
+    shop = a_day_passes(shop, None)
 
     assert announced(connection, shop) == "will score 0 of 12 users"
 
