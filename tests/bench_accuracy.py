@@ -107,7 +107,8 @@ def main() -> int:
         "All products of the catalogue of that day are ranked; intervals hold 95 % of resampled"
         " users, folds pooled. A difference is the learned blend's less the model's, on the same"
         " users; ▲ says that its interval lies above zero, ▼ below. Whatever is learned or chosen"
-        " comes from the two folds before the one that is asked. A model may take 1 GB.",
+        " comes from the two folds before the one that is asked. A model may take 1 GB. The sources"
+        " of the blend were settled after two earlier forms of the first table had been seen.",
         *([f"Left out, for there was no folder: {', '.join(left_out)}."] if left_out else []),
         "",
     ]
