@@ -1,10 +1,9 @@
 """The models and lists as Dagster assets: thin, each a call of a function next door."""
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import astuple
+from collections.abc import Iterator
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 import duckdb
@@ -29,9 +28,6 @@ from ml_assets.frames import (
     USERS,
 )
 from ml_assets.warehouse import MissingTableError, Warehouse, read_table
-
-if TYPE_CHECKING:
-    from ml_assets.rules import Rule
 
 # What computes is imported inside the step that needs it: compilers and models take seconds, and
 # whoever only looks at the assets needs none of them. See `orchestration.gates.import_early`.
@@ -433,7 +429,7 @@ def lists(
     from ml_assets.explain import create_macros
     from ml_assets.lists import make_lists
     from ml_assets.model_tables import hybrid_of
-    from ml_assets.rules import RulesError, active_rules, compile_rules
+    from ml_assets.rules import RulesError, active_rules, compile_rules, write_rules
     from ml_assets.signal_matrix import build_signal_matrix
 
     settings = recommender.in_force(warehouse)
@@ -482,7 +478,7 @@ def lists(
             progress=context.log.info,
             rules=rules,
         )
-        _write_rules(connection, active)
+        write_rules(connection, active)
         create_macros(
             connection,
             is_item_item=hybrid.is_item_item,
@@ -506,19 +502,6 @@ def lists(
                 "sample": dg.MetadataValue.md(markdown_table(example)),
             }
         yield dg.MaterializeResult(asset_key=["ml", name], metadata=metadata)
-
-
-def _write_rules(connection: duckdb.DuckDBPyConnection, rules: Sequence["Rule"]) -> None:
-    """ml.rules_in_force: what the lists were made by, in the order of application."""
-    connection.execute(
-        "create or replace table ml.rules_in_force (position integer, rule_id varchar,"
-        " action varchar, predicate varchar, value double, by_column varchar, restricts boolean)"
-    )
-    for position, rule in enumerate(rules, start=1):
-        connection.execute(
-            "insert into ml.rules_in_force values (?, ?, ?, ?, ?, ?, ?)",
-            [position, *astuple(rule), rule.restricts],
-        )
 
 
 def _read_all(connection: duckdb.DuckDBPyConnection) -> dict[str, pl.DataFrame]:

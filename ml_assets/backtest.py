@@ -38,6 +38,7 @@ from ml_assets.signal_matrix import (
     TooLittleDataError,
     available_items,
     build_signal_matrix,
+    entry_keys,
     positions,
 )
 
@@ -297,7 +298,7 @@ def _questions(
     )
     # A signal and a holdout row for the same product that is called new can only come from a
     # signal that weighs nothing; it is not new all the same.
-    is_touched = np.isin(_keys(relevant), _keys(matrix.weights))
+    is_touched = np.isin(entry_keys(relevant), entry_keys(matrix.weights))
     return Questions(
         matrix=matrix,
         relevant=relevant,
@@ -305,12 +306,6 @@ def _questions(
         is_purchase=answers["n_purchases"].to_numpy() > 0,
         week=weeks_after(answers["first_at"], holdout_from),
     )
-
-
-def _keys(matrix: sp.csr_matrix) -> np.ndarray:
-    """A number for each entry that says where it is."""
-    row = np.repeat(np.arange(matrix.shape[0], dtype=np.int64), np.diff(matrix.indptr))
-    return row * matrix.shape[1] + matrix.indices
 
 
 def _terms(texts: pl.Series) -> tuple[sp.csr_matrix | None, str]:

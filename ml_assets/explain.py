@@ -263,15 +263,8 @@ _WHY_NOT = """
                 select coalesce(n_purchases, 0) from marts.signals
                 where user_id = the_user and product_id = the_product
             ) as n_purchases,
-            (
-                select rank from ml.candidates
-                where user_id = the_user and product_id = the_product
-            ) as candidate_rank,
-            (select sum(share) from ml.explain_recommendation(the_user, the_product)) as score,
-            (
-                select count(*) from ml.explain_recommendation(the_user, the_product)
-                where raw_score > 0
-            ) as n_reasons,
+            explained.score,
+            explained.n_reasons,
             (
                 select min(score) from ml.recommendations
                 where user_id = the_user and source in ('hybrid', 'content')
@@ -281,6 +274,10 @@ _WHY_NOT = """
                 select 1 from ml.rule_ledger
                 where user_id = the_user and product_id = the_product and new_rank is null
             ) as is_ruled_out
+        from (
+            select sum(share) as score, count(*) filter (raw_score > 0) as n_reasons
+            from ml.explain_recommendation(the_user, the_product)
+        ) as explained
     ),
     answers as (
         select 1 as position, 'no such user' as reason,
@@ -302,7 +299,7 @@ _WHY_NOT = """
         having count(*) > 0
         union all
         select 7, 'other products are better',
-            format('score {{:.3f}}, the last of the models'' {{}} rows has {{:.3f}}',
+            format('score {:.3f}, the last of the models'' {} rows has {:.3f}',
                 score, n_rows, least_score)
         from asked
         where rank is null and is_available and coalesce(n_purchases, 0) = 0 and n_reasons > 0
@@ -363,6 +360,6 @@ def create_macros(
     connection.execute(
         _SHARES.format(explained=explained("select user_id, product_id from ml.recommendations"))
     )
-    connection.execute(_WHY_NOT.format())
+    connection.execute(_WHY_NOT)
     connection.execute("create schema if not exists marts")
     connection.execute(_DEGRADATION)

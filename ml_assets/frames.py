@@ -76,6 +76,16 @@ RECOMMENDATIONS = _frame(
     because_product_id=pl.String,
 )
 
+# What rules did to candidates; new_rank is null for what is not on the list.
+RULE_LEDGER = _frame(
+    user_id=pl.String,
+    product_id=pl.String,
+    rule_id=pl.String,
+    action=pl.String,
+    old_rank=pl.Int32,
+    new_rank=pl.Int32,
+)
+
 # How each list came about: a hash of the user's signals, and what puts raw scores on one scale,
 # z = (raw - mean) x inverse_deviation; null where the model knows nothing of the user.
 SCORED_USERS = _frame(

@@ -13,7 +13,7 @@ import duckdb
 import numpy as np
 import polars as pl
 
-from ml_assets.frames import CANDIDATES, LIST_TABLES, RECOMMENDATIONS, SCORED_USERS
+from ml_assets.frames import CANDIDATES, LIST_TABLES, RECOMMENDATIONS, RULE_LEDGER, SCORED_USERS
 from ml_assets.recommend import (
     Hybrid,
     Lists,
@@ -22,7 +22,6 @@ from ml_assets.recommend import (
     propose,
     recommend,
 )
-from ml_assets.ruled_lists import RULE_LEDGER
 from ml_assets.rules import RuleSet
 from ml_assets.scoring import Progress
 from ml_assets.signal_matrix import SignalMatrix, available_items

@@ -17,7 +17,13 @@ import scipy.sparse as sp
 from ml_assets.backtest import Past
 from ml_assets.blending import Fold
 from ml_assets.item_item import NOTHING
-from ml_assets.signal_matrix import CannotFitError, SignalMatrix, TooLittleDataError, positions
+from ml_assets.signal_matrix import (
+    CannotFitError,
+    SignalMatrix,
+    TooLittleDataError,
+    entry_keys,
+    positions,
+)
 
 # Chosen beforehand: shallow trees for some hundred thousand rows, and no search.
 _TREES = {
@@ -92,9 +98,13 @@ def _of_users(asked: SignalMatrix, row: np.ndarray) -> dict[str, np.ndarray]:
         "user_n_bought": n_bought,
         "user_weight": today,
         # 1 right after a visit, less the longer it is ago.
-        "user_freshness": np.divide(today, history, out=np.zeros_like(today), where=history > 0),
+        "user_freshness": _share_left(today, history),
     }
     return {name: values[row] for name, values in columns.items()}
+
+
+def _share_left(today: np.ndarray, history: np.ndarray) -> np.ndarray:
+    return np.divide(today, history, out=np.zeros_like(today), where=history > 0)
 
 
 def _of_products(past: Past, products: pl.DataFrame, item: np.ndarray) -> dict[str, np.ndarray]:
@@ -109,7 +119,7 @@ def _of_products(past: Past, products: pl.DataFrame, item: np.ndarray) -> dict[s
     columns = {
         "product_n_users": np.bincount(past.matrix.weights.indices, minlength=len(known)),
         "product_weight": today,
-        "product_freshness": np.divide(today, history, out=np.zeros_like(today), where=history > 0),
+        "product_freshness": _share_left(today, history),
         "product_age_days": age.to_series().cast(pl.Float64).fill_null(np.nan).to_numpy(),
         "product_price": known["price"].cast(pl.Float64).fill_null(np.nan).to_numpy(),
     }
@@ -153,10 +163,8 @@ def _groups(products: pl.DataFrame, column: str, product_ids: pl.Series) -> np.n
 def _entries(matrix: sp.csr_matrix, row: np.ndarray, column: np.ndarray) -> np.ndarray:
     """The matrix at these places, float64; 0 where it has no entry."""
     matrix.sort_indices()
-    n_columns = np.int64(matrix.shape[1])
-    there = np.repeat(np.arange(matrix.shape[0], dtype=np.int64), np.diff(matrix.indptr))
-    there = there * n_columns + matrix.indices
-    wanted = row.astype(np.int64) * n_columns + column
+    there = entry_keys(matrix)
+    wanted = row.astype(np.int64) * matrix.shape[1] + column
     at = np.minimum(np.searchsorted(there, wanted), max(len(there) - 1, 0))
     if len(there) == 0:
         return np.zeros(len(wanted))

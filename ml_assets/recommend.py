@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from numba import njit
 
 from ml_assets.fallback import CHAIN, arrange_popularity
-from ml_assets.frames import CANDIDATES, RECOMMENDATIONS, SIMILAR_PRODUCTS
+from ml_assets.frames import CANDIDATES, RECOMMENDATIONS, RULE_LEDGER, SIMILAR_PRODUCTS
 from ml_assets.item_item import (
     NOTHING,
     ItemItemModel,
@@ -18,7 +18,7 @@ from ml_assets.item_item import (
     largest_of_rows,
 )
 from ml_assets.models import Model
-from ml_assets.ruled_lists import PINNED, RULE_LEDGER, apply_rules, ledger_frame
+from ml_assets.ruled_lists import PINNED, apply_rules, ledger_frame
 from ml_assets.rules import RuleSet
 from ml_assets.scoring import Progress, blend, inner, part_scores, top_items, unit_rows
 from ml_assets.signal_matrix import (

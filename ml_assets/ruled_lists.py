@@ -15,6 +15,7 @@ import scipy.sparse as sp
 from numba import njit
 
 from ml_assets.fallback import PopularityLists, fill_lists
+from ml_assets.frames import RULE_LEDGER
 from ml_assets.rules import NOBODY, RuleSet
 from ml_assets.scoring import NOTHING
 from ml_assets.signal_matrix import SignalMatrix
@@ -22,17 +23,6 @@ from ml_assets.threads import over_blocks
 
 # In `RuledLists.step`, beside the steps of the chain.
 PINNED = -2
-
-RULE_LEDGER = pl.Schema(
-    {
-        "user_id": pl.String,
-        "product_id": pl.String,
-        "rule_id": pl.String,
-        "action": pl.String,
-        "old_rank": pl.Int32,
-        "new_rank": pl.Int32,
-    }
-)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from datetime import date
 from typing import Any
 
@@ -31,6 +31,17 @@ RULES = pl.Schema(
         "by_column": pl.String,
         "starts_on": pl.Date,
         "ends_on": pl.Date,
+    }
+)
+RULES_IN_FORCE = pl.Schema(
+    {
+        "position": pl.Int32,
+        "rule_id": pl.String,
+        "action": pl.String,
+        "predicate": pl.String,
+        "value": pl.Float64,
+        "by_column": pl.String,
+        "restricts": pl.Boolean,
     }
 )
 # In the order in which they are applied.
@@ -142,6 +153,20 @@ def active_rules(frame: pl.DataFrame, *, as_of: date) -> list[Rule]:
         for row in active.iter_rows(named=True)
     ]
     return sorted(rules, key=lambda rule: (ACTIONS.index(rule.action), rule.rule_id))
+
+
+def write_rules(connection: duckdb.DuckDBPyConnection, rules: Sequence[Rule]) -> None:
+    """ml.rules_in_force: what the lists were made by, in the order of application."""
+    frame = pl.DataFrame(
+        [
+            (position, *astuple(rule), rule.restricts)
+            for position, rule in enumerate(rules, start=1)
+        ],
+        schema=RULES_IN_FORCE,
+        orient="row",
+    )
+    connection.register("in_force", frame.to_arrow())
+    connection.execute("create or replace table ml.rules_in_force as from in_force")
 
 
 def _is_default_cap(row: Mapping[str, Any]) -> bool:

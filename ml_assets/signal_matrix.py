@@ -141,6 +141,12 @@ def build_signal_matrix(
     )
 
 
+def entry_keys(matrix: sp.csr_matrix) -> np.ndarray:
+    """`(n_entries,)` int64, where each entry is: row x n_columns + column."""
+    row = np.repeat(np.arange(matrix.shape[0], dtype=np.int64), np.diff(matrix.indptr))
+    return row * matrix.shape[1] + matrix.indices
+
+
 def positions(ids: pl.Series, known_ids: pl.Series) -> np.ndarray:
     """Position of each id in `known_ids`, int64.
 

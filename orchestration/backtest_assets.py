@@ -168,7 +168,7 @@ def tuning(
             study=study,
             space={**SPACES[model], **BLEND_SPACE},
             start={**start, **learned},
-            fixed={name: learned[name] for name in ("ensemble",) if name in learned},
+            fixed={"ensemble": learned["ensemble"]} if learned else {},
             evaluate=partial(evaluate_settings, pasts, {**start, "cf_model": model}),
             n_trials=config.n_trials,
             seconds=config.seconds,

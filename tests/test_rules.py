@@ -14,7 +14,7 @@ from references import ruled_list
 
 from ml_assets.fallback import PopularityLists
 from ml_assets.ruled_lists import PINNED, apply_rules
-from ml_assets.rules import NOBODY, RULES, RulesError, active_rules, compile_rules
+from ml_assets.rules import NOBODY, RULES, Rule, RulesError, RuleSet, active_rules, compile_rules
 from ml_assets.scoring import NOTHING
 
 DAY = date(2024, 6, 1)
@@ -322,8 +322,6 @@ def cases(draw):
 @given(case=cases())
 @hypothesis_settings(deadline=None, max_examples=400)
 def test_lists_by_rules_equal_those_of_a_plain_loop(case):
-    from ml_assets.rules import Rule, RuleSet
-
     n_items, pins = 10, {}
     for place, item in case["pins"].items():
         if item not in pins.values():

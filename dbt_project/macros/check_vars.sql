@@ -26,13 +26,14 @@
         'min_prices': 1,
         'sale_share': 0.001,
     } %}
+    {% set fractions = ['half_life_days', 'sale_share'] %}
     {% for name, minimum in least.items() %}
         {% set value = var(name) %}
         {% if value is not number or value is boolean or value < minimum
-            or (value is not integer and name not in ['half_life_days', 'sale_share']) %}
+            or (value is not integer and name not in fractions) %}
             {% do exceptions.raise_compiler_error(
                 'The variable ' ~ name ~ ' is ' ~ value ~ ': expected a '
-                ~ ('number' if name in ['half_life_days', 'sale_share'] else 'whole number') ~ ' of ' ~ minimum
+                ~ ('number' if name in fractions else 'whole number') ~ ' of ' ~ minimum
                 ~ ' or more. Correct it in dbt_project/dbt_project.yml or in --vars.'
             ) %}
         {% endif %}

@@ -18,19 +18,6 @@ lists as (
     select 'on_sale' as mart, 'all' as list_id, rank, share_saved as score
     from {{ ref('on_sale') }}
 
-),
-
-steps as (
-
-    select
-        *,
-        lag(rank, 1, 0) over list as rank_before,
-        lag(score) over list as score_before
-    from lists
-    window list as (partition by mart, list_id order by rank)
-
 )
 
-select *
-from steps
-where rank <> rank_before + 1 or score > score_before
+{{ broken_ranks('lists', ['mart', 'list_id']) }}

@@ -14,19 +14,6 @@ lists as (
     select 'backtest_popularity' as mart, segment_type, segment, time_window, rank, score
     from {{ ref('backtest_popularity') }}
 
-),
-
-steps as (
-
-    select
-        *,
-        lag(rank, 1, 0) over list as rank_before,
-        lag(score) over list as score_before
-    from lists
-    window list as (partition by mart, segment_type, segment, time_window order by rank)
-
 )
 
-select *
-from steps
-where rank <> rank_before + 1 or score > score_before
+{{ broken_ranks('lists', ['mart', 'segment_type', 'segment', 'time_window']) }}
