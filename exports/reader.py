@@ -176,8 +176,8 @@ class Reader:
     ) -> list[Shelf]:
         """Fill the placements of a page, no product twice; the first placement chooses first.
 
-        What the user bought is left out everywhere but in buy_again, and so are the products the
-        page is about. Costs Redis one round trip, `because` a second one; an answer is of one
+        What the user bought is left out everywhere but in buy_again and for_you (where a rule may
+        let it come back), and so are the products the page is about. Costs Redis one round trip, `because` a second one; an answer is of one
         version.
 
         Args:
@@ -219,7 +219,7 @@ class Reader:
                 shelves += because_shelves(found, user_id, k, n_anchors, shown, bought)
                 continue
             lists = lists_of_placement(found, placement, user_id, product_ids, segment, category)
-            leave_out = shown if placement == "buy_again" else shown | bought
+            leave_out = shown if placement in ("buy_again", "for_you") else shown | bought
             products = taken(lists, k, leave_out)
             shown |= {each.product_id for each in products}
             shelves.append(Shelf(placement, None, products))

@@ -63,6 +63,7 @@ SURFACES = (
             "temperature": "varchar",
             "reason": "varchar",
             "because_product_id": "varchar",
+            "probability": "double",
         },
         grain=("user_id", "rank"),
         source="ml.recommendations",

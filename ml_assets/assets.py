@@ -17,12 +17,14 @@ from ml_assets.frames import (
     HOLDOUT,
     LEARNING_CURVE,
     LIST_TABLES,
+    MARGIN_CURVE,
     METRICS,
     NEIGHBOURS,
     POPULARITY,
     PRODUCTS,
     PRODUCTS_BY_CATEGORY,
     RECOMMENDATIONS,
+    RULE_COST,
     SCORED_POPULARITY,
     SIGNALS,
     USERS,
@@ -426,10 +428,12 @@ def lists(
     warehouse: dg.ResourceParam[Warehouse],
 ) -> Iterator[dg.MaterializeResult]:
     """Blend the models, rank the products of every user who is touched, fill up, explain."""
+    from ml_assets.content import terms_or_reason
     from ml_assets.explain import create_macros
     from ml_assets.lists import make_lists
     from ml_assets.model_tables import hybrid_of
-    from ml_assets.rules import RulesError, active_rules, compile_rules, write_rules
+    from ml_assets.rule_set import RulesError, days_between
+    from ml_assets.rules import LAST_DONE, active_rules, compile_rules, write_rules
     from ml_assets.signal_matrix import build_signal_matrix
 
     settings = recommender.in_force(warehouse)
@@ -451,15 +455,18 @@ def lists(
             w_cf=settings.w_cf,
             w_content=settings.w_content,
         )
+        texts = table["marts.products"].sort("product_id")["text"]
         try:
             active = active_rules(table["staging.merchandising_rules"], as_of=as_of)
             rules = compile_rules(
                 connection,
                 active,
-                user_ids=matrix.user_ids,
-                product_ids=matrix.product_ids,
+                matrix=matrix,
+                days_since=lambda: days_between(matrix, connection.sql(LAST_DONE).pl(), day=as_of),
+                terms=lambda: terms_or_reason(texts)[0],
                 as_of=as_of,
                 top_n=settings.top_n,
+                seed=settings.seed,
             )
         except RulesError as error:
             raise dg.Failure(
@@ -699,6 +706,104 @@ def curves_of_blend(
     names = ("blend_curve", "learning_curve", "backtest_examples")
     for name, frame in zip(names, frames, strict=True):
         yield dg.Output(frame, name, metadata=metadata)
+
+
+@dg.multi_asset(
+    outs={
+        "rule_cost": dg.AssetOut(
+            key=["marts", "rule_cost"],
+            description="What each merchandising rule did to today's lists, and what lists of the "
+            "fold of offline_metrics find, show and earn with and without it. One row per rule.",
+            group_name="marts",
+            kinds={"python", "duckdb"},
+        ),
+        "margin_curve": dg.AssetOut(
+            key=["ml", "margin_curve"],
+            description="What lists would find and earn if margins counted so much beside taste, "
+            "on the fold of offline_metrics. One row per weight.",
+            group_name="ml",
+            kinds={"python", "duckdb"},
+        ),
+    },
+    deps=[["intermediate", "int_as_of"], ["ml", "rule_ledger"]],
+    ins=_fold_inputs(signals=DATED_SIGNALS),
+)
+def prices_of_rules(
+    context: dg.AssetExecutionContext,
+    signals: pl.DataFrame,
+    holdout: pl.DataFrame,
+    popularity: pl.DataFrame,
+    products: pl.DataFrame,
+    recommender: RecommenderSettings,
+    warehouse: dg.ResourceParam[Warehouse],
+) -> Iterator[dg.Output[pl.DataFrame]]:
+    """Make the lists of the last weeks again without each rule, and with margins weighed."""
+    from ml_assets.backtest import look_back
+    from ml_assets.rule_cost import price_rules
+    from ml_assets.rule_set import days_between
+    from ml_assets.rules import compile_rules, count_rows, read_rules_in_force
+    from ml_assets.signal_matrix import CannotFitError
+
+    holdout_from, as_of = _days(warehouse)
+    settings = recommender.in_force(warehouse).as_settings()
+    settings["evaluated_users"] = min(settings["evaluated_users"], USERS_OF_A_CURVE)
+    cost, curve = pl.DataFrame(schema=RULE_COST), pl.DataFrame(schema=MARGIN_CURVE)
+    metadata: dict[str, Any] = {}
+    with warehouse.connect() as connection:
+        rules = read_rules_in_force(connection)
+        margins = connection.sql("select product_id, margin from marts.products").pl()
+        if not rules and margins["margin"].n_unique() < 2:
+            metadata["skipped"] = "there are no rules, and no margins to weigh"
+        else:
+            last_on = signals.select("user_id", "product_id", last_on=pl.col("last_at").dt.date())
+            try:
+                past = look_back(
+                    signals=signals,
+                    holdout=holdout,
+                    products=products,
+                    popularity=popularity,
+                    holdout_from=holdout_from,
+                    as_of=as_of,
+                    settings=settings,
+                )
+                found = price_rules(
+                    past,
+                    rules,
+                    compile_rules=lambda some, matrix: compile_rules(
+                        connection,
+                        some,
+                        matrix=matrix,
+                        days_since=lambda: days_between(matrix, last_on, day=holdout_from),
+                        terms=lambda: past.terms,
+                        as_of=as_of,
+                        top_n=settings["top_n"],
+                        seed=settings["seed"],
+                    ),
+                    margin=past.matrix.product_ids.to_frame()
+                    .join(margins, on="product_id", how="left", maintain_order="left")["margin"]
+                    .fill_null(float("nan"))
+                    .to_numpy(),
+                    settings=settings,
+                    progress=context.log.info,
+                )
+                cost = count_rows(connection, found.rules)
+                curve = found.margin
+                metadata |= {f"not_priced_{name}": why for name, why in found.skipped.items()}
+            except CannotFitError as reason:
+                context.log.warning(f"not measured: {reason}")
+                metadata["skipped"] = str(reason)
+    shown = cost.select(
+        "rule_id", "action", "n_kept_off", "n_moved", "n_placed",
+        pl.col("^(ndcg|diversity|margin)_(with|without)$").round(4),
+    )  # fmt: skip
+    yield dg.Output(
+        cost, "rule_cost", metadata=metadata | {"rules": dg.MetadataValue.md(markdown_table(shown))}
+    )
+    yield dg.Output(
+        curve,
+        "margin_curve",
+        metadata={"curve": dg.MetadataValue.md(markdown_table(curve.select(pl.all().round(4))))},
+    )
 
 
 @dg.asset(

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 import scipy.sparse as sp
 
-from ml_assets.content import product_vectors, text_neighbours, tfidf
+from ml_assets.content import product_vectors, terms_or_reason, text_neighbours
 from ml_assets.evaluation import CUTOFFS, PerUser, accuracy, find
 from ml_assets.fallback import PopularityLists, arrange_popularity, fill_lists
 from ml_assets.frames import USERS
@@ -200,7 +200,7 @@ def look_back(
         )
     eligible = available_items(products, matrix.product_ids)
     available = matrix.product_ids.gather(np.flatnonzero(eligible))
-    terms, no_terms = _terms(products["text"])
+    terms, no_terms = terms_or_reason(products["text"])
     return Past(
         fold=f"{holdout_from}/{as_of}",
         matrix=matrix,
@@ -306,14 +306,6 @@ def _questions(
         is_purchase=answers["n_purchases"].to_numpy() > 0,
         week=weeks_after(answers["first_at"], holdout_from),
     )
-
-
-def _terms(texts: pl.Series) -> tuple[sp.csr_matrix | None, str]:
-    """What products' texts say, or why nothing is known."""
-    try:
-        return tfidf(texts), ""
-    except TooLittleDataError as reason:
-        return None, str(reason)
 
 
 def _contenders(

@@ -56,6 +56,14 @@ def tfidf(texts: pl.Series) -> sp.csr_matrix:
     )
 
 
+def terms_or_reason(texts: pl.Series) -> tuple[sp.csr_matrix | None, str]:
+    """What `tfidf` gives, or why nothing is known."""
+    try:
+        return tfidf(texts), ""
+    except TooLittleDataError as reason:
+        return None, str(reason)
+
+
 def text_neighbours(vectors: sp.csr_matrix, *, k: int) -> sp.csr_matrix:
     """Likeness of texts as an item-item model: each product follows from the k most like it.
 

@@ -224,9 +224,21 @@ def novelty(
         information: From `self_information`.
         cutoffs: See `accuracy`.
     """
-    return _means_of_places(
-        "novelty", best, lambda start, stop: information[best[start:stop]], cutoffs
-    )
+    return mean_of_places("novelty", best, information, cutoffs=cutoffs)
+
+
+def mean_of_places(
+    name: str, best: np.ndarray, of_item: np.ndarray, *, cutoffs: tuple[int, ...] = CUTOFFS
+) -> PerUser:
+    """Mean of a number of each product shown; NaN for an empty list.
+
+    Args:
+        name: Of the figure.
+        best: Lists.
+        of_item: `(n_items,)` float64, the number.
+        cutoffs: See `accuracy`.
+    """
+    return _means_of_places(name, best, lambda start, stop: of_item[best[start:stop]], cutoffs)
 
 
 def fallback_share(

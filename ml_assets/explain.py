@@ -196,7 +196,7 @@ _EXPLAINED = """
             null,
             null,
             null,
-            case when source = 'pinned' then 'a rule' else 'the fallback chain' end
+            case when source in ('pinned', 'explore') then 'a rule' else 'the fallback chain' end
         from published
         where source not in ('hybrid', 'content')
 

@@ -74,6 +74,8 @@ RECOMMENDATIONS = _frame(
     temperature=pl.String,
     reason=pl.String,
     because_product_id=pl.String,
+    # Of a row that was drawn at random (source explore): of being drawn.
+    probability=pl.Float64,
 )
 
 # What rules did to candidates; new_rank is null for what is not on the list.
@@ -145,6 +147,44 @@ BLEND_CURVE = pl.Schema({"w_cf": pl.Float64, "w_content": pl.Float64, **_OF_USER
 # records begun n_days before the fold; n_signals is what was left to learn from.
 LEARNING_CURVE = pl.Schema({"n_days": pl.Int32, "n_signals": pl.Int64, **_OF_USERS})
 
+_FIGURES_OF_LISTS = ("ndcg", "recall", "diversity", "margin", "margin_of_hits")
+
+# One row per rule, and one for all of them together. The counts are of today's lists: rows that
+# the rule kept off them, moved, placed (pinned, drawn, let come back), and users concerned. The
+# figures are of lists of the fold of METRICS with all rules and without this one: difference is
+# with minus without on the same users, low and high bound its interval of 95 %.
+RULE_COST = pl.Schema(
+    {
+        "rule_id": pl.String,
+        "action": pl.String,
+        "n_users": pl.Int64,
+        "n_kept_off": pl.Int64,
+        "n_moved": pl.Int64,
+        "n_placed": pl.Int64,
+        "n_users_asked": pl.Int64,
+        **{
+            f"{name}_{what}": pl.Float64
+            for name in _FIGURES_OF_LISTS
+            for what in ("with", "without", "difference", "low", "high")
+        },
+    }
+)
+
+# One row per weight of a margin rule, beside the other rules: what lists of the fold of METRICS
+# find, and what they earn; margin is the mean of what is shown, margin_of_hits the sum over what
+# the user then went for.
+MARGIN_CURVE = pl.Schema(
+    {
+        "weight": pl.Float64,
+        "n_users": pl.Int64,
+        **{
+            f"{name}{what}": pl.Float64
+            for name in ("ndcg", "recall", "margin", "margin_of_hits")
+            for what in ("", "_low", "_high")
+        },
+    }
+)
+
 NEIGHBOURS = pl.Schema(
     [
         ("product_id", pl.String),
@@ -161,8 +201,9 @@ LIST_TABLES = {
     "user. One row per (user, rank), best first.",
     "recommendations": "The list of every user, filled by the fallback chain where the models know "
     "too little, with a reason for each row. One row per (user, rank).",
-    "rule_ledger": "Which candidates a rule removed or moved, and from which rank; new_rank is "
-    "null for what is not on the list. One row per (user, product, rule).",
+    "rule_ledger": "Which candidates a rule removed or moved, and from which rank, and what it "
+    "pinned, drew, hid or let come back; new_rank is null for what is not on the list. One row per "
+    "(user, product, rule).",
     "scored_users": "What each user's list was made from, as a hash: a user whose hash is the same "
     "keeps the list; and the scale of each model's scores. One row per user.",
     "scored_products": "The catalogue the lists were made from, with the hash of the models. One "

@@ -22,7 +22,7 @@ from ml_assets.recommend import (
     propose,
     recommend,
 )
-from ml_assets.rules import RuleSet
+from ml_assets.rule_set import RuleSet, hashes_of
 from ml_assets.scoring import Progress
 from ml_assets.signal_matrix import SignalMatrix, available_items
 from ml_assets.touched import (
@@ -78,7 +78,7 @@ def make_lists(
     """
     hashes = inputs_hashes(matrix)
     if rules is not None:
-        hashes = hashes ^ rules.digest_of_group[rules.group_of_user]
+        hashes = hashes ^ rules.digests(hashes_of(matrix.product_ids))
     hash_of_models = model_hash(
         hybrid, matrix.product_ids, settings=json.dumps(dict(settings), sort_keys=True)
     )
@@ -105,10 +105,11 @@ def make_lists(
         for start in range(0, len(rows), settings["users_per_part"]):
             part = rows[start : start + settings["users_per_part"]]
             own_matrix, own_hybrid = matrix.for_users(part), hybrid.for_users(part)
+            own_rules = rules and rules.for_users(part)
             proposed = propose(
                 own_hybrid,
                 k=settings["candidates"],
-                exclude=own_matrix.bought,
+                exclude=own_rules.hidden if own_rules else own_matrix.bought,
                 eligible=eligible,
                 block_bytes=settings["block_bytes"],
                 progress=lambda _: None,
@@ -127,7 +128,7 @@ def make_lists(
                 products=products,
                 popularity=popularity,
                 top_n=settings["top_n"],
-                rules=rules and rules.for_users(part),
+                rules=own_rules,
             )
             _append(connection, "recommendations", recommendations)
             _append(connection, "rule_ledger", ledger)

@@ -18,8 +18,8 @@ from ml_assets.item_item import (
     largest_of_rows,
 )
 from ml_assets.models import Model
-from ml_assets.ruled_lists import PINNED, apply_rules, ledger_frame
-from ml_assets.rules import RuleSet
+from ml_assets.rule_set import RuleSet
+from ml_assets.ruled_lists import EXPLORED, PINNED, apply_rules, ledger_frame
 from ml_assets.scoring import Progress, blend, inner, part_scores, top_items, unit_rows
 from ml_assets.signal_matrix import (
     BOUGHT,
@@ -240,7 +240,8 @@ def recommend(
 
     Rows of the fallback chain follow the models' rows. They carry no model's opinion; their
     score only says that they come later: one below the last model row (or below 0, the mean of
-    all products, if that is lower), and one less each. A pinned row has its neighbour's score.
+    all products, if that is lower), and one less each. A pinned or drawn row has its neighbour's
+    score.
 
     Args:
         lists: From `propose`, at least `top_n` wide.
@@ -260,7 +261,7 @@ def recommend(
         lists.items,
         lists.score,
         arrange_popularity(popularity, users, matrix),
-        exclude=matrix.bought,
+        bought=matrix.bought,
         n=top_n,
     )
     filled, step = ruled.items, ruled.step
@@ -272,9 +273,14 @@ def recommend(
     at = (place[0], np.maximum(candidate, 0))
     cf = np.where(by_model, lists.cf[at], np.nan)
     content = np.where(by_model, lists.content[at], np.nan)
-    # The two model sources, then the chain's in its order, and last what was pinned.
-    sources = pl.Series(["hybrid", "content", *(link.source for link in CHAIN), "pinned"])
-    filled_by = np.where(step[place] == PINNED, len(sources) - 1, step[place] + 2)
+    # The two model sources, then the chain's in its order, and last what rules placed.
+    sources = pl.Series(
+        ["hybrid", "content", *(link.source for link in CHAIN), "pinned", "explore"]
+    )
+    placed = {PINNED: len(sources) - 2, EXPLORED: len(sources) - 1}
+    filled_by = step[place].astype(np.int64) + 2
+    for which, at_source in placed.items():
+        filled_by[step[place] == which] = at_source
     source = np.where(by_model, np.isnan(cf).astype(np.int64), filled_by)
     frame = pl.DataFrame(
         {
@@ -285,6 +291,7 @@ def recommend(
             "cf_score": null_for_nan(cf),
             "content_score": null_for_nan(content),
             "source": sources.gather(source),
+            "probability": null_for_nan(ruled.probability[place]),
             "temperature": _temperatures(matrix, hybrid).gather(place[0]),
             "because_product_id": _gather_or_null(matrix.product_ids, because[place]),
             "because": _gather_or_null(_titles(products, matrix), because[place]),
@@ -299,7 +306,7 @@ def recommend(
     )
     if rules is None:
         return explained, pl.DataFrame(schema=RULE_LEDGER)
-    return explained, ledger_frame(rules, ruled, lists.items, matrix)
+    return explained, ledger_frame(rules, ruled, lists.items, lists.score, matrix)
 
 
 def _temperatures(matrix: SignalMatrix, hybrid: Hybrid) -> pl.Series:
@@ -330,6 +337,8 @@ def _reason() -> pl.Expr:
         .then(pl.lit("Trending now"))
         .when(source == "pinned")
         .then(pl.lit("Chosen by the shop"))
+        .when(source == "explore")
+        .then(pl.lit("Something new"))
         .when(source == "popular")
         .then(pl.lit("Popular with everyone"))
         .when(pl.col("because").is_not_null())
@@ -339,7 +348,7 @@ def _reason() -> pl.Expr:
 
 
 def _continue_scores(score: np.ndarray, step: np.ndarray) -> np.ndarray:
-    is_model, is_pinned = np.isfinite(score), step == PINNED
+    is_model, is_pinned = np.isfinite(score), np.isin(step, (PINNED, EXPLORED))
     n_model_rows = is_model.sum(axis=1)
     last = np.where(is_model, score, 0.0).min(axis=1, initial=0.0)
     # Pins are in nobody's way: ranks are counted without them.

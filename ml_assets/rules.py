@@ -9,18 +9,29 @@ sees two relations and cannot name others.
 """
 
 import difflib
-import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from datetime import date
 from typing import Any
 
 import duckdb
 import numpy as np
 import polars as pl
+import scipy.sparse as sp
 
-from ml_assets.signal_matrix import positions
+from ml_assets.rule_set import (
+    EVENTS,
+    MOST_CELLS,
+    NOBODY,
+    Catalogue,
+    Evaluated,
+    Rule,
+    RulesError,
+    RuleSet,
+    combine,
+)
+from ml_assets.signal_matrix import SignalMatrix, positions
 
 RULES = pl.Schema(
     {
@@ -45,11 +56,19 @@ RULES_IN_FORCE = pl.Schema(
     }
 )
 # In the order in which they are applied.
-ACTIONS = ("exclude", "require", "boost", "pin", "quota", "cap")
+ACTIONS = (
+    "exclude", "require", "repeat", "margin", "boost", "pin", "explore", "quota", "diversify", "cap"
+)  # fmt: skip
+# When users last did something with a product; of what they bought, when they last bought it.
+LAST_DONE = """
+    select user_id, product_id, coalesce(last_bought_on, last_at::date) as last_on
+    from marts.signals
+    left join marts.bought using (user_id, product_id)
+"""
+# In RULE_COST.
+ALL_RULES = "(all rules)"
 # What cap means without a value.
 CAPS = {"category": 3, "brand": 2}
-# What rules can take: a byte or a few for each product and group of users that rules tell apart.
-MOST_CELLS = 20_000_000
 PRICE_BANDS = 5
 
 _CLASSES = {"COMPARISON", "CONJUNCTION", "CONSTANT", "COLUMN_REF", "OPERATOR", "BETWEEN"}
@@ -58,75 +77,10 @@ _FUNCTIONS = {
     "coalesce", "abs", "round", "+", "-", "*", "/",
 }  # fmt: skip
 _TYPES = {"date", "timestamp", "double", "integer", "bigint", "varchar", "boolean"}
-NOBODY = -1
-
-
-class RulesError(ValueError):
-    """Rules that make no sense; the message names each."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A row of RULES. See docs/rules.md for what each action does."""
-
-    rule_id: str
-    action: str
-    predicate: str | None
-    value: float | None
-    by_column: str | None
-
-    @property
-    def restricts(self) -> bool:
-        """Whether it can leave a list short."""
-        return self.action in ("exclude", "require", "cap")
-
-
-@dataclass(frozen=True)
-class RuleSet:
-    """Rules as arrays. Users whom rules treat alike are a group.
-
-    Attributes:
-        rules: In the order in which they are applied; arrays below hold positions in it.
-        group_of_user: `(n_users,)` int32.
-        digest_of_group: `(n_groups,)` int64, changes with anything that rules say to the group.
-        removed_by: `(n_groups, n_products)` int16, the exclude or require that keeps the product
-            off the list, or `NOBODY`.
-        factor: `(n_groups, n_products)` float32, what boosts make of 1.
-        boosted_by: `(n_groups, n_products)` int16, the last boost, or `NOBODY`.
-        pins: `(n_groups, top_n)` int32, the product of each rank, or `NOBODY`.
-        pinned_by: `(n_groups, top_n)` int16.
-        quota_share: `(n_quotas,)` float64.
-        quota_rule: `(n_quotas,)` int16.
-        quota_members: `(n_quotas, n_groups, n_products)` bool.
-        cap_limit: `(n_caps,)` int64.
-        cap_rule: `(n_caps,)` int16.
-        cap_applies: `(n_caps, n_groups)` bool.
-        cap_code: `(n_caps, n_products)` int32, which value a product has; `NOBODY`: not counted.
-    """
-
-    rules: tuple[Rule, ...]
-    group_of_user: np.ndarray
-    digest_of_group: np.ndarray
-    removed_by: np.ndarray
-    factor: np.ndarray
-    boosted_by: np.ndarray
-    pins: np.ndarray
-    pinned_by: np.ndarray
-    quota_share: np.ndarray
-    quota_rule: np.ndarray
-    quota_members: np.ndarray
-    cap_limit: np.ndarray
-    cap_rule: np.ndarray
-    cap_applies: np.ndarray
-    cap_code: np.ndarray
-
-    def for_users(self, rows: np.ndarray) -> "RuleSet":
-        """The same for these users, in this order."""
-        return replace(self, group_of_user=self.group_of_user[rows])
 
 
 def active_rules(frame: pl.DataFrame, *, as_of: date) -> list[Rule]:
-    """The rules of a day, in the order in which they are applied: by action, then by rule_id.
+    """The rules of a day, in the order in which they are applied.
 
     Args:
         frame: RULES.
@@ -152,6 +106,11 @@ def active_rules(frame: pl.DataFrame, *, as_of: date) -> list[Rule]:
         )
         for row in active.iter_rows(named=True)
     ]
+    return in_order(rules)
+
+
+def in_order(rules: Sequence[Rule]) -> list[Rule]:
+    """As they are applied: by action, then by rule_id."""
     return sorted(rules, key=lambda rule: (ACTIONS.index(rule.action), rule.rule_id))
 
 
@@ -167,6 +126,39 @@ def write_rules(connection: duckdb.DuckDBPyConnection, rules: Sequence[Rule]) ->
     )
     connection.register("in_force", frame.to_arrow())
     connection.execute("create or replace table ml.rules_in_force as from in_force")
+
+
+def read_rules_in_force(connection: duckdb.DuckDBPyConnection) -> list[Rule]:
+    """What `write_rules` wrote."""
+    rows = connection.execute(
+        "select rule_id, action, predicate, value, by_column from ml.rules_in_force"
+        " order by position"
+    ).fetchall()
+    return [Rule(*row) for row in rows]
+
+
+def count_rows(connection: duckdb.DuckDBPyConnection, cost: pl.DataFrame) -> pl.DataFrame:
+    """RULE_COST with what the ledger counts; the row without an action is about all rules."""
+    counted = connection.sql(
+        """
+        select
+            rule_id,
+            count(distinct user_id) as n_users,
+            count(*) filter (new_rank is null) as n_kept_off,
+            count(*) filter (new_rank is not null and action in ('boost', 'margin')) as n_moved,
+            count(*) filter (new_rank is not null and action not in ('boost', 'margin'))
+                as n_placed
+        from ml.rule_ledger
+        group by grouping sets ((rule_id), ())
+        """
+    ).pl()
+    named = counted.with_columns(pl.col("rule_id").fill_null(ALL_RULES))
+    return (
+        cost.drop("n_users", "n_kept_off", "n_moved", "n_placed")
+        .join(named, on="rule_id", how="left", maintain_order="left")
+        .with_columns(pl.col("n_users", "n_kept_off", "n_moved", "n_placed").fill_null(0))
+        .select(cost.columns)
+    )
 
 
 def _is_default_cap(row: Mapping[str, Any]) -> bool:
@@ -189,39 +181,60 @@ def _problems_of_rows(frame: pl.DataFrame) -> Iterator[str]:
         if row["starts_on"] and row["ends_on"] and row["starts_on"] > row["ends_on"]:
             yield f"rule {name} ends on {row['ends_on']}, before it starts on {row['starts_on']}"
         wants, is_right = {
-            "boost": ("a factor above 0", value is not None and 0 < value < float("inf")),
+            "repeat": ("days, or nothing for good,", value is None or _is_count(value)),
+            "boost": ("a factor above 0", _is_within(value, np.inf)),
+            "margin": ("a weight above 0", _is_within(value, np.inf)),
             "pin": ("a rank from 1", _is_count(value)),
-            "quota": ("a share above 0, at most 1", value is not None and 0 < value <= 1),
-            "cap": ("how many, at least 1", _is_count(value) or row["by_column"] in CAPS),
-        }.get(action, ("nothing", True))
-        if not is_right or (action == "cap" and value is not None and not _is_count(value)):
+            "explore": ("how many places, at least 1,", _is_count(value)),
+            "quota": ("a share above 0, at most 1,", _is_within(value, 1)),
+            "diversify": ("a weight above 0, at most 1,", _is_within(value, 1)),
+            "cap": (
+                "how many, at least 1,",
+                _is_count(value) or (value is None and row["by_column"] in CAPS),
+            ),
+        }.get(action, ("nothing", value is None))
+        if not is_right:
             yield f"rule {name}: {action} wants {wants} as value, got {value}"
+        if action == "repeat" and row["by_column"] not in (None, *EVENTS):
+            yield (
+                f"rule {name}: repeat wants an event as by_column, one of {', '.join(EVENTS)}, got "
+                f"{row['by_column']}"
+            )
         if action == "cap" and not row["by_column"]:
             yield f"rule {name}: cap wants a product column as by_column"
 
 
 def _is_count(value: float | None) -> bool:
-    return value is not None and value >= 1 and value == int(value)
+    return value is not None and value >= 1 and float(value).is_integer()
+
+
+def _is_within(value: float | None, most: float) -> bool:
+    return value is not None and 0 < value <= most and np.isfinite(value)
 
 
 def compile_rules(
     connection: duckdb.DuckDBPyConnection,
     rules: Sequence[Rule],
     *,
-    user_ids: pl.Series,
-    product_ids: pl.Series,
+    matrix: SignalMatrix,
+    days_since: Callable[[], np.ndarray],
+    terms: Callable[[], sp.csr_matrix | None],
     as_of: date,
     top_n: int,
+    seed: int,
 ) -> RuleSet | None:
     """Evaluate the rules over `marts.users` and `marts.products`; None without any rule.
 
     Args:
         connection: The warehouse, for writing temporary tables.
         rules: From `active_rules`.
-        user_ids: The order of users, each in marts.users.
-        product_ids: The order of products, each in marts.products.
+        matrix: Users, products, and what one did with the other. Rules on users apply to nobody
+            who is not in marts.users.
+        days_since: See `rule_set.combine`.
+        terms: Gives what lists are diverse by, `(n_products, d)`; only called if a rule asks.
         as_of: What a product's age is counted to.
         top_n: Rows a user.
+        seed: Of exploring.
 
     Raises:
         RulesError: naming each rule that cannot be run, that leaves some users nothing, or that
@@ -246,16 +259,22 @@ def compile_rules(
     evaluated = []
     for rule, predicate in zip(rules, parsed, strict=True):
         try:
-            evaluated.append(_evaluate(connection, rule, predicate, user_ids, product_ids))
+            evaluated.append(_evaluate(connection, rule, predicate, matrix))
         except duckdb.Error as error:
             problems.append(f"rule {rule.rule_id}: {str(error).splitlines()[0]}")
         except RulesError as error:
             problems.append(str(error))
     if problems:
         raise RulesError("; ".join(problems))
-    available = _available(connection, product_ids)
-    codes = [_codes(connection, rule, product_ids) for rule in rules]
-    return _combine(rules, evaluated, codes, available, product_ids, top_n)
+    return combine(
+        rules,
+        evaluated,
+        catalogue=_catalogue(connection, rules, matrix.product_ids, terms),
+        matrix=matrix,
+        days_since=days_since,
+        top_n=top_n,
+        seed=seed,
+    )
 
 
 @dataclass(frozen=True)
@@ -425,22 +444,13 @@ def _text_of(connection: duckdb.DuckDBPyConnection, tree: dict[str, Any], node: 
     return str(sql).strip().removeprefix("SELECT ").rstrip(";")
 
 
-@dataclass(frozen=True)
-class _Evaluated:
-    """A rule's answers: to whom it applies, and for each kind of them about which products."""
-
-    applies: np.ndarray
-    kind_of_user: np.ndarray
-    matches: np.ndarray
-
-
 def _evaluate(
     connection: duckdb.DuckDBPyConnection,
     rule: Rule,
     predicate: _Predicate,
-    user_ids: pl.Series,
-    product_ids: pl.Series,
-) -> _Evaluated:
+    matrix: SignalMatrix,
+) -> Evaluated:
+    user_ids, product_ids = matrix.user_ids, matrix.product_ids
     n_users, n_products = len(user_ids), len(product_ids)
     keys = ", ".join(f'"{column}"' for column in predicate.user_columns)
     connection.execute(
@@ -476,163 +486,40 @@ def _evaluate(
     pairs = pairs.filter(pl.col("product_id").is_in(product_ids.implode()))
     matches = np.zeros((n_kinds, n_products), dtype=bool)
     matches[pairs["kind"].to_numpy(), positions(pairs["product_id"], product_ids)] = True
-    return _Evaluated(applies, kind, matches)
+    return Evaluated(applies, kind, matches)
 
 
-def _available(connection: duckdb.DuckDBPyConnection, product_ids: pl.Series) -> np.ndarray:
-    found = connection.sql("select product_id from temp.rules_product where is_available").pl()
-    available = np.zeros(len(product_ids), dtype=bool)
-    available[positions(found["product_id"], product_ids)] = True
-    return available
-
-
-def _codes(
-    connection: duckdb.DuckDBPyConnection, rule: Rule, product_ids: pl.Series
-) -> np.ndarray | None:
-    """Of a cap: `(n_products,)` int32 which value of the column each product has."""
-    if rule.action != "cap":
-        return None
-    codes = connection.sql(
-        f'select product_id, dense_rank() over (order by "{rule.by_column}") - 1 as code'
-        f' from temp.rules_product where "{rule.by_column}" is not null'
+def _catalogue(
+    connection: duckdb.DuckDBPyConnection,
+    rules: Sequence[Rule],
+    product_ids: pl.Series,
+    terms: Callable[[], sp.csr_matrix | None],
+) -> Catalogue:
+    codes = [
+        f'dense_rank() over (partition by "{rule.by_column}" is null order by "{rule.by_column}")'
+        f' * ("{rule.by_column}" is not null)::integer - 1 as code_{number}'
+        for number, rule in enumerate(rules)
+        if rule.action == "cap"
+    ]
+    found = connection.sql(
+        "select product_id, is_available, margin::double as margin"
+        f"{''.join(f', {code}' for code in codes)} from temp.rules_product"
     ).pl()
-    found = np.full(len(product_ids), NOBODY, dtype=np.int32)
-    found[positions(codes["product_id"], product_ids)] = codes["code"].to_numpy()
-    return found
+    found = found.filter(pl.col("product_id").is_in(product_ids.implode()))
+    at = positions(found["product_id"], product_ids)
 
+    def arranged(column: str, missing: bool | float | int, dtype: type) -> np.ndarray:
+        values: np.ndarray = np.full(len(product_ids), missing, dtype=dtype)
+        values[at] = found[column].fill_null(missing).to_numpy()
+        return values
 
-def _combine(
-    rules: Sequence[Rule],
-    evaluated: Sequence[_Evaluated],
-    codes: Sequence[np.ndarray | None],
-    available: np.ndarray,
-    product_ids: pl.Series,
-    top_n: int,
-) -> RuleSet:
-    keys = np.column_stack([np.where(each.applies, each.kind_of_user + 1, 0) for each in evaluated])
-    group_keys, group_of_user = np.unique(keys, axis=0, return_inverse=True)
-    n_groups, n_products = len(group_keys), len(product_ids)
-    if n_groups * n_products > MOST_CELLS:
-        raise RulesError(
-            f"the rules tell {n_groups:,} groups of users apart, which with {n_products:,} products"
-            f" is more than {MOST_CELLS:,}; use fewer or coarser columns of the user"
-        )
-    n_of_group = np.bincount(group_of_user.ravel(), minlength=n_groups)
-    shape = (n_groups, n_products)
-    removed_by = np.full(shape, NOBODY, dtype=np.int16)
-    factor, boosted_by = np.ones(shape, np.float32), np.full(shape, NOBODY, np.int16)
-    pins = np.full((n_groups, top_n), NOBODY, dtype=np.int32)
-    pinned_by = np.full((n_groups, top_n), NOBODY, dtype=np.int16)
-    quotas: list[tuple[int, np.ndarray]] = []
-    caps: list[tuple[int, np.ndarray, np.ndarray]] = []
-    problems = []
-    for number, (rule, each, code) in enumerate(zip(rules, evaluated, codes, strict=True)):
-        applies = group_keys[:, number] > 0
-        matches = np.zeros(shape, dtype=bool)
-        matches[applies] = each.matches[group_keys[applies, number] - 1]
-        if rule.action in ("exclude", "require"):
-            goes = matches if rule.action == "exclude" else ~matches & applies[:, None]
-            had_some = (available & (removed_by == NOBODY)).any(axis=1)
-            removed_by[goes & (removed_by == NOBODY)] = number
-            has_some = (available & (removed_by == NOBODY)).any(axis=1)
-            if (had_some & ~has_some).any():
-                n_left = int(n_of_group[had_some & ~has_some].sum())
-                problems.append(f"rule {rule.rule_id} leaves {n_left:,} users without any product")
-        elif rule.action == "boost":
-            assert rule.value is not None
-            factor[matches] *= np.float32(rule.value)
-            boosted_by[matches] = number
-        elif rule.action == "pin":
-            problems += _pin(rule, number, matches & available, product_ids, pins, pinned_by, rules)
-        elif rule.action == "quota":
-            quotas.append((number, matches))
-        else:
-            assert code is not None
-            if len(each.matches) > 1:
-                problems.append(
-                    f"rule {rule.rule_id}: a cap cannot compare products with users; use a "
-                    "condition on one of them"
-                )
-            caps.append((number, applies, np.where(each.matches[0], code, NOBODY)))
-    shares = np.array([rules[number].value for number, _ in quotas], dtype=np.float64)
-    members = np.array([each for _, each in quotas], dtype=bool).reshape(len(quotas), *shape)
-    asked_for = (members.any(axis=2) * shares[:, None]).sum(axis=0)
-    if (asked_for > 1 + 1e-9).any():
-        names = ", ".join(rules[number].rule_id for number, _ in quotas)
-        problems.append(f"rules {names}: quotas add up to {asked_for.max():.0%} of a list")
-    if problems:
-        raise RulesError("; ".join(problems))
-    applies_of_caps = np.array([each for _, each, _ in caps], dtype=bool).reshape(
-        len(caps), n_groups
+    return Catalogue(
+        available=arranged("is_available", False, np.bool_),
+        margin=arranged("margin", np.nan, np.float64),
+        codes={
+            rule.rule_id: arranged(f"code_{number}", NOBODY, np.int32)
+            for number, rule in enumerate(rules)
+            if rule.action == "cap"
+        },
+        terms=terms,
     )
-    code_of_caps = np.array([code for *_, code in caps], np.int32).reshape(len(caps), n_products)
-    return RuleSet(
-        rules=tuple(rules),
-        group_of_user=group_of_user.ravel().astype(np.int32),
-        digest_of_group=_digests(
-            removed_by,
-            factor,
-            pins,
-            members.swapaxes(0, 1),
-            applies_of_caps.T,
-            code_of_caps,
-            texts=repr((rules, product_ids.to_list())),
-        ),
-        removed_by=removed_by,
-        factor=factor,
-        boosted_by=boosted_by,
-        pins=pins,
-        pinned_by=pinned_by,
-        quota_share=shares,
-        quota_rule=np.array([number for number, _ in quotas], dtype=np.int16),
-        quota_members=members,
-        cap_limit=np.array([rules[number].value for number, *_ in caps], dtype=np.int64),
-        cap_rule=np.array([number for number, *_ in caps], dtype=np.int16),
-        cap_applies=applies_of_caps,
-        cap_code=code_of_caps,
-    )
-
-
-def _pin(
-    rule: Rule,
-    number: int,
-    matches: np.ndarray,
-    product_ids: pl.Series,
-    pins: np.ndarray,
-    pinned_by: np.ndarray,
-    rules: Sequence[Rule],
-) -> Iterator[str]:
-    assert rule.value is not None
-    place = int(rule.value) - 1
-    if place >= pins.shape[1]:
-        yield f"rule {rule.rule_id} pins to rank {place + 1} of lists of {pins.shape[1]}"
-        return
-    if (n := int(matches.sum(axis=1).max(initial=0))) > 1:
-        yield f"rule {rule.rule_id} pins {n:,} products to one rank; name one"
-        return
-    groups, products = np.nonzero(matches)
-    taken = pinned_by[groups, place] != NOBODY
-    if taken.any():
-        other = rules[pinned_by[groups, place][taken][0]].rule_id
-        yield f"rules {other} and {rule.rule_id} pin two products to rank {place + 1}"
-        return
-    twice = (pins[groups] == products[:, None]).any(axis=1)
-    if twice.any():
-        yield f"rule {rule.rule_id} pins {product_ids[int(products[twice][0])]} a second time"
-        return
-    pins[groups, place] = products
-    pinned_by[groups, place] = number
-
-
-def _digests(*arrays: np.ndarray, texts: str) -> np.ndarray:
-    """`(n_groups,)` int64 of what each array says to the group; the last is of all groups."""
-    *of_groups, of_all = arrays
-    head = hashlib.blake2b(texts.encode(), digest_size=8)
-    head.update(np.ascontiguousarray(of_all).data)
-    found = []
-    for group in range(len(of_groups[0])):
-        digest = head.copy()
-        for each in of_groups:
-            digest.update(np.ascontiguousarray(each[group]).tobytes())
-        found.append(int.from_bytes(digest.digest(), "little", signed=True))
-    return np.array(found, dtype=np.int64)

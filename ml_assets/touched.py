@@ -16,6 +16,7 @@ import polars as pl
 from ml_assets.fallback import CHAIN
 from ml_assets.item_item import ItemItemModel
 from ml_assets.recommend import Hybrid
+from ml_assets.rule_set import hashes_of
 from ml_assets.signal_matrix import SignalMatrix
 
 
@@ -99,13 +100,7 @@ def model_hash(hybrid: Hybrid, product_ids: pl.Series, *, settings: str) -> str:
 
 def inputs_hashes(matrix: SignalMatrix) -> np.ndarray:
     """`(n_users,)` int64: changes with any signal of the user, whatever else is in the matrix."""
-    of_product = np.array(
-        [
-            int.from_bytes(hashlib.blake2b(each.encode(), digest_size=8).digest(), "little")
-            for each in matrix.product_ids
-        ],
-        dtype=np.uint64,
-    )
+    of_product = hashes_of(matrix.product_ids)
     history = matrix.history
     entry = _mixed(of_product[history.indices])
     entry = _mixed(entry ^ history.data.astype(np.float32).view(np.uint32).astype(np.uint64))

@@ -254,6 +254,21 @@ def recommendations_gate(version: str, top_n: int) -> Gate:
                         as n_expected
                 from marts.users left join bought using (user_id)
             ),
+            -- Bought, and so long ago that a rule lets it come back.
+            returned as (
+                select ledger.user_id, ledger.product_id
+                from ml.rule_ledger as ledger
+                inner join ml.rules_in_force as rules using (rule_id)
+                inner join marts.bought as bought
+                    on ledger.user_id = bought.user_id and ledger.product_id = bought.product_id
+                where
+                    ledger.new_rank is not null
+                    and rules.action = 'repeat'
+                    and coalesce(rules.by_column, 'purchase') = 'purchase'
+                    and date_diff(
+                        'day', bought.last_bought_on, (select as_of from intermediate.int_as_of)
+                    ) >= rules.value
+            ),
             steps as (
                 select
                     score > lag(score) over (partition by user_id order by rank) as is_rising
@@ -272,7 +287,10 @@ def recommendations_gate(version: str, top_n: int) -> Gate:
             Rule(
                 "every_user_has_a_full_list",
                 "(select count(*) from expected left join per_user using (user_id)"
-                " where coalesce(n_rows, 0) > n_expected or coalesce(n_rows, 0) < n_expected"
+                " left join (select user_id, count(*) as n_returned from returned group by user_id)"
+                " using (user_id)"
+                " where coalesce(n_rows, 0) > n_expected + coalesce(n_returned, 0)"
+                " or coalesce(n_rows, 0) < n_expected"
                 " and not exists (from ml.rules_in_force where restricts))",
                 f"Every user has exactly {top_n} rows, or all that shop and rules leave them.",
                 "the fallback chain left lists short or made them too long",
@@ -298,9 +316,10 @@ def recommendations_gate(version: str, top_n: int) -> Gate:
             Rule(
                 "no_bought_products",
                 "(select count(*) from lists semi join"
-                " (select user_id, product_id from marts.signals where n_purchases > 0) as owned"
+                " (select user_id, product_id from marts.signals where n_purchases > 0"
+                " except from returned) as owned"
                 " on lists.user_id = owned.user_id and lists.product_id = owned.product_id)",
-                "Nobody is shown what they bought.",
+                "Nobody is shown what they bought, unless a rule says that it comes back.",
                 "bought products were not masked",
             ),
             Rule(

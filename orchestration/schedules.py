@@ -27,6 +27,8 @@ _LEARNED = dg.AssetSelection.assets(
     ["ml", "blend_curve"],
     ["ml", "learning_curve"],
     ["ml", "backtest_examples"],
+    ["ml", "margin_curve"],
+    ["marts", "rule_cost"],
     ["ml", "report"],
     ["intermediate", "int_backtest_undone_days"],
     ["marts", "backtest_signals"],

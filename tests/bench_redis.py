@@ -102,7 +102,8 @@ def fill_tables(connection: duckdb.DuckDBPyConnection, *, n_users: int, top_n: i
                 else 'Because you bought ' || title_of(hash(n, item % 5) % 50000)
             end as reason,
             'hot' as temperature,
-            product_id_of(hash(n, item % 5) % 50000) as because_product_id
+            product_id_of(hash(n, item % 5) % 50000) as because_product_id,
+            null::double as probability
         from range($users) as users (n), range(1, $items + 1) as items (item)
         order by user_id, rank
         """,

@@ -10,8 +10,11 @@ import scipy.sparse as sp
 from bench_measure import Section, in_turn
 
 from ml_assets.fallback import PopularityLists
+from ml_assets.frames import SIGNALS
+from ml_assets.rule_set import RuleSet
 from ml_assets.ruled_lists import RuledLists, apply_rules
-from ml_assets.rules import RULES, RuleSet, active_rules, compile_rules
+from ml_assets.rules import RULES, active_rules, compile_rules
+from ml_assets.signal_matrix import build_signal_matrix
 
 K, N = 100, 20
 RULED, BARE, SORTED = "rules and caps", "no rules", "the same rows sorted in Polars"
@@ -39,16 +42,16 @@ def sections(*, n_users: int, n_items: int, n_runs: int) -> list[Section]:
         items=rng.permutation(n_items).astype(np.int32),
         list_of_user=np.zeros((n_users, 1), dtype=np.int32),
     )
-    exclude = sp.csr_matrix((n_users, n_items), dtype=np.float32)
+    bought = sp.csr_matrix((n_users, n_items), dtype=np.float32)
     rules = _rules(n_users, n_items)
-    ask = partial(_apply, proposed=proposed, score=score, chain=chain, exclude=exclude)
+    ask = partial(_apply, proposed=proposed, score=score, chain=chain, bought=bought)
     few = slice(0, 64)
     apply_rules(
         rules.for_users(np.arange(64)),
         proposed[few],
         score[few],
         PopularityLists(chain.list_indptr, chain.items, chain.list_of_user[few]),
-        exclude=sp.csr_matrix(exclude[few]),
+        bought=sp.csr_matrix(bought[few]),
         n=N,
     )
     frame = pl.DataFrame(
@@ -95,7 +98,8 @@ def _rules(n_users: int, n_items: int) -> RuleSet:
             create table marts.products as
             select format('p{{:08d}}', i) as product_id, 'c' || hash(i) % 40 as category,
                 'b' || hash(i + 1) % 300 as brand, (hash(i + 2) % 1000)::double as price,
-                null::date as added_at, true as is_available, null::varchar as attributes
+                null::date as added_at, true as is_available, null::double as margin,
+                null::varchar as attributes
             from range({n_items}) as numbers (i);
             """
         )
@@ -107,10 +111,14 @@ def _rules(n_users: int, n_items: int) -> RuleSet:
         rules = compile_rules(
             connection,
             active_rules(written, as_of=DAY),
-            user_ids=users,
-            product_ids=products,
+            matrix=build_signal_matrix(
+                pl.DataFrame(schema=SIGNALS), user_ids=users, product_ids=products
+            ),
+            days_since=lambda: np.empty(0),
+            terms=lambda: sp.csr_matrix((n_items, 0)),
             as_of=DAY,
             top_n=N,
+            seed=7,
         )
     assert rules is not None
     return rules

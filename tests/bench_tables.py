@@ -52,6 +52,7 @@ def _lists(n_users: int) -> pl.DataFrame:
                 ),
                 "temperature": "hot",
                 "because_product_id": because,
+                "probability": None,
             }
         )
         .with_columns(
@@ -60,6 +61,7 @@ def _lists(n_users: int) -> pl.DataFrame:
                 "reason"
             ),
             pl.col("product_id", "because_product_id").cast(pl.String),
+            pl.col("probability").cast(pl.Float64),
         )
         .match_to_schema(RECOMMENDATIONS)
     )

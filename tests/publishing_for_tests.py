@@ -90,7 +90,8 @@ def fill_shop(
                 else 'Because you bought "Lantern No. ' || (n + item // 3) % $products || '"'
             end as reason,
             'hot' as temperature,
-            null::varchar as because_product_id
+            null::varchar as because_product_id,
+            null::double as probability
         from user_ids, range(1, $items + 1) as items (item)
         order by hash(user_id, item)
         """,

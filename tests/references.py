@@ -120,17 +120,40 @@ def largest_share(models, inverse_deviation, chosen):
     return because
 
 
-def ruled_list(*, n, k, items, score, chain, bought, removed, factor, pins, quotas, caps):
-    """One user's list by rules, as `ruled_lists` describes it."""
-    boosted = {
-        item: value + (np.float64(np.float32(factor[item])) - 1) * abs(value)
+def ruled_list(
+    *,
+    n,
+    k,
+    items,
+    score,
+    chain,
+    bought,
+    removed,
+    factor,
+    bonus,
+    pins,
+    quotas,
+    caps,
+    explore,
+    numbers,
+    diversity,
+    vectors,
+):
+    """One user's list by rules, as `ruled_lists` describes it.
+
+    explore is (places, which products) of one rule, numbers the draw of each product; vectors are
+    of length 1 or 0.
+    """
+    earning = {
+        item: value + np.float64(np.float32(bonus[item]))
         for item, value in zip(items, score, strict=True)
     }
+    boosted = {
+        item: value + (np.float64(np.float32(factor[item])) - 1) * abs(value)
+        for item, value in earning.items()
+    }
     candidates = sorted(items, key=lambda item: -boosted[item])
-    offered = [(item, True) for item in candidates] + [
-        (item, False) for each in chain for item in each if item not in bought
-    ]
-    pinned = {
+    placed = {
         place: item
         for place, item in sorted(pins.items())
         if item not in removed and item not in bought
@@ -138,7 +161,7 @@ def ruled_list(*, n, k, items, score, chain, bought, removed, factor, pins, quot
     chosen: list[tuple[int, bool]] = []
 
     def listed():
-        return [*pinned.values(), *(item for item, _ in chosen)]
+        return [*placed.values(), *(item for item, _ in chosen)]
 
     def is_capped(item):
         return any(
@@ -146,32 +169,72 @@ def ruled_list(*, n, k, items, score, chain, bought, removed, factor, pins, quot
             for limit, code in caps
         )
 
+    def open_quotas():
+        found = []
+        for share, members in quotas:
+            need = int(np.ceil(share * n - 1e-9)) if any(members) else 0
+            need -= sum(members[other] for other in listed())
+            if need > 0:
+                found.append((need, members))
+        return found
+
+    def is_reserved(item):
+        helps = any(members[item] for _, members in open_quotas())
+        asked = sum(need for need, _ in open_quotas())
+        return not helps and asked >= n - len(listed())
+
+    slots = min(explore[0], n - len(placed))
+    pool = [
+        item
+        for item in np.flatnonzero(explore[1])
+        if item not in {*removed, *bought, *items, *placed.values()}
+    ]
+    for i, item in enumerate(sorted(pool, key=lambda item: numbers[item])[:slots]):
+        if is_capped(item):
+            continue
+        place = (i + 1) * n // (slots + 1)
+        while place in placed:
+            place = (place + 1) % n
+        placed[place] = item
+
+    values = list(boosted.values())
+    spread = max(values, default=0) - min(values, default=0)
+
+    def marginal(item):
+        relevance = (boosted[item] - min(values)) / spread if spread else 0.0
+        likeness = max([0.0, *(float(vectors[item] @ vectors[other]) for other in listed())])
+        return round((1 - diversity) * relevance - diversity * likeness, 12)
+
     for ignores_quotas in (False, True):
-        for item, is_candidate in offered:
-            n_free = n - len(listed())
-            if n_free == 0 or item in removed or item in listed() or is_capped(item):
-                continue
-            open_quotas = []
-            for share, members in quotas:
-                need = int(np.ceil(share * n - 1e-9)) if any(members) else 0
-                need -= sum(members[other] for other in listed())
-                if need > 0:
-                    open_quotas.append((need, members))
-            helps = any(members[item] for _, members in open_quotas)
-            reserved = sum(need for need, _ in open_quotas)
-            if not ignores_quotas and not helps and reserved >= n_free:
-                continue
-            chosen.append((item, is_candidate))
+        left = list(candidates)
+        while left:
+            item = max(left, key=marginal) if diversity else left[0]
+            left.remove(item)
+            if (
+                len(listed()) < n
+                and not {item} & {*removed, *listed()}
+                and not is_capped(item)
+                and (ignores_quotas or not is_reserved(item))
+            ):
+                chosen.append((item, True))
+        for item in (item for each in chain for item in each):
+            if (
+                len(listed()) < n
+                and not {item} & {*removed, *listed(), *bought}
+                and not is_capped(item)
+                and (ignores_quotas or not is_reserved(item))
+            ):
+                chosen.append((item, False))
     of_candidates = sorted(
         (item for item, is_candidate in chosen if is_candidate), key=lambda item: -boosted[item]
     )
     rest = of_candidates + [item for item, is_candidate in chosen if not is_candidate]
     length = len(listed())
     result = []
-    late = [item for place, item in pinned.items() if place >= length]
+    late = [item for place, item in sorted(placed.items()) if place >= length]
     for place in range(length):
-        if place in pinned:
-            result.append(pinned[place])
+        if place in placed:
+            result.append(placed[place])
         elif rest:
             result.append(rest.pop(0))
         else:

@@ -17,6 +17,8 @@ from lines import Line, line_in, why_it_failed, write_files
 
 from exports.placements import PLACEMENTS
 from exports.reader import Reader
+from ml_assets.rule_cost import KNOB
+from ml_assets.rules import ACTIONS
 from orchestration.landing.synthetic_shop import write_shop
 
 ODD_USERS = ["007", "7", "O'Hara", 'say "hi"', "two\nlines", "🎁", "Ünïcode; drop table", "a,b"]
@@ -480,8 +482,10 @@ WORSE = {
         "recommender": {"config": {"target_power": 9.0, "shrinkage": 0.0, "w_content": 0.0}}
     }
 }
-MODELS_AND_LISTS = dg.AssetSelection.groups("ml", "serving") | (
-    dg.AssetSelection.checks_for_assets(["serving", "candidate"])
+MODELS_AND_LISTS = (
+    dg.AssetSelection.groups("ml", "serving")
+    | dg.AssetSelection.assets(["marts", "rule_cost"])
+    | dg.AssetSelection.checks_for_assets(["serving", "candidate"])
 )
 
 
@@ -773,6 +777,12 @@ def test_no_published_row_breaks_a_rule_and_every_candidate_is_accounted_for(sho
     copy = with_rules(
         line,
         tmp_path,
+        ("bands", "cap", None, 9.0, "price_band"),
+        ("tea again", "repeat", f"category = '{one}'", 7.0, None),
+        ("rest", "repeat", None, 2.0, "add_to_cart"),
+        ("earn", "margin", None, 0.3, None),
+        ("try out", "explore", "age_days < 400", 2.0, None),
+        ("variety", "diversify", "user.n_events > 3", 0.3, None),
         ("gone", "exclude", "price > 30 and product.title is not null", None, None),
         (
             "home market",
@@ -816,6 +826,81 @@ def test_no_published_row_breaks_a_rule_and_every_candidate_is_accounted_for(sho
         )
         <= 6
     )
+    assert (
+        copy.value(
+            f"select coalesce(max(n), 0) from (select count(*) as n from {lists}"
+            " join (select product_id, ntile(5) over (order by price, product_id) as price_band"
+            "  from marts.products where price is not null) as bands using (product_id)"
+            " group by user_id, price_band)"
+        )
+        <= 9
+    )
+    as_of = "(select as_of from intermediate.int_as_of)"
+    # What was bought is back after a week if it is of the category, and never otherwise.
+    assert (
+        count(
+            "exists (from marts.bought as owned where owned.user_id = lists.user_id"
+            " and owned.product_id = lists.product_id"
+            f" and (product.category is distinct from '{one}'"
+            f" or date_diff('day', last_bought_on, {as_of}) < 7))"
+        )
+        == 0
+    )
+    back = (
+        "select lists.user_id, lists.product_id from serving.current_recommendations as lists"
+        " semi join marts.bought as owned"
+        " on lists.user_id = owned.user_id and lists.product_id = owned.product_id"
+        " order by all"
+    )
+    assert copy.query(back) == copy.query(
+        "select user_id, product_id from ml.rule_ledger"
+        " where rule_id = 'tea again' and new_rank is not null order by all"
+    )
+    assert len(copy.query(back)) > 0
+    # What lies in a cart rests for two days.
+    assert (
+        count(
+            "exists (from marts.signals as done where done.user_id = lists.user_id"
+            " and done.product_id = lists.product_id and n_carts > 0 and n_purchases = 0"
+            f" and date_diff('day', last_at, {as_of}) < 2)"
+        )
+        == 0
+    )
+    # Two places for what is new, with the chance that each product had.
+    drawn = copy.query(
+        f"""
+        with possible as (
+            select user_id, count(*) as n_possible
+            from marts.users
+            cross join (
+                from marts.products
+                where is_available and date_diff('day', added_at, {as_of}) < 400
+                    and not coalesce(price > 30, false) and product_id <> '{pinned}'
+            ) as product
+            anti join (
+                select user_id, product_id from ml.candidates
+                union all select user_id, product_id from marts.bought
+                union all select user_id, product_id from ml.rule_ledger where rule_id = 'rest'
+            ) as known using (user_id, product_id)
+            where not (
+                users.country is not distinct from '{country}'
+                and (category is null or category = '{three}')
+            )
+            group by user_id
+        )
+        select user_id, count(*) filter (source = 'explore') as n_drawn,
+            any_value(probability) as probability, any_value(n_possible) as n_possible
+        from ml.recommendations left join possible using (user_id)
+        group by user_id order by user_id
+        """
+    )
+    assert all(n_drawn <= 2 for _, n_drawn, *_ in drawn)
+    assert sum(n_drawn for _, n_drawn, *_ in drawn) > len(drawn)
+    wrong = [
+        row for row in drawn if row[1] and row[2] != pytest.approx(min(1, 2 / max(row[3] or 0, 1)))
+    ]
+    assert wrong == []
+    assert count("probability is not null and source <> 'explore'") == 0
     # A fifth of each list, where so many are allowed that the user does not own.
     short = copy.value(
         f"""
@@ -858,7 +943,7 @@ def test_no_published_row_breaks_a_rule_and_every_candidate_is_accounted_for(sho
     )
     assert lost == 0
     actions = dict(copy.query("select action, count(*) from ml.rule_ledger group by action"))
-    assert set(actions) == {"exclude", "require", "boost", "pin", "quota", "cap"}
+    assert set(actions) == set(ACTIONS)
     # What stands in the ledger as removed is not shown, what moved is where it says.
     assert (
         copy.value(
@@ -871,6 +956,28 @@ def test_no_published_row_breaks_a_rule_and_every_candidate_is_accounted_for(sho
     n_wrong, n_rows = unexplained(copy)
     assert n_wrong == 0 and n_rows > 2000
     assert copy.value("select sum(share) from marts.degradation") == pytest.approx(1)
+    # Each rule has its price, and all of them together.
+    priced = {
+        row[0]: row[1:]
+        for row in copy.query(
+            "select rule_id, n_kept_off + n_moved + n_placed, ndcg_with, ndcg_without,"
+            " ndcg_difference, ndcg_low, ndcg_high, diversity_difference, margin_difference"
+            " from marts.rule_cost"
+        )
+    }
+    everything = priced.pop("(all rules)")
+    assert set(priced) == {name for (name,) in copy.query("select rule_id from ml.rules_in_force")}
+    assert sum(n_rows for n_rows, *_ in priced.values()) == everything[0]
+    for n_rows, ruled, without, difference, low, high, *_ in (everything, *priced.values()):
+        assert n_rows > 0
+        assert 0 < ruled < 1 and 0 < without < 1
+        assert difference == pytest.approx(ruled - without)
+        assert low <= difference <= high
+    assert priced["variety"][-2] > 0
+    assert priced["earn"][-1] > 0
+    curve = copy.query("select weight, margin from ml.margin_curve order by weight")
+    assert [weight for weight, _ in curve] == list(KNOB)
+    assert [margin for _, margin in curve] == sorted(margin for _, margin in curve)
 
 
 def test_a_bad_rule_stops_the_run_by_name_and_the_last_version_stays_live(shop, tmp_path):

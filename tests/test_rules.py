@@ -1,5 +1,6 @@
 """Business rules: what is refused, what rules do to a list, and that nothing slips past them."""
 
+from dataclasses import replace
 from datetime import date
 
 import duckdb
@@ -13,9 +14,12 @@ from hypothesis import strategies as st
 from references import ruled_list
 
 from ml_assets.fallback import PopularityLists
-from ml_assets.ruled_lists import PINNED, apply_rules
-from ml_assets.rules import NOBODY, RULES, Rule, RulesError, RuleSet, active_rules, compile_rules
+from ml_assets.frames import SIGNALS
+from ml_assets.rule_set import NOBODY, Rule, RulesError, RuleSet
+from ml_assets.ruled_lists import EXPLORED, PINNED, apply_rules, ledger_frame
+from ml_assets.rules import RULES, active_rules, compile_rules
 from ml_assets.scoring import NOTHING
+from ml_assets.signal_matrix import build_signal_matrix
 
 DAY = date(2024, 6, 1)
 USERS = pl.Series("user_id", ["ada", "bob", "cid"])
@@ -54,10 +58,32 @@ def warehouse():
     connection.close()
 
 
-def compiled(warehouse, *rows, top_n=4, as_of=DAY):
-    rules = active_rules(rules_of(*rows), as_of=as_of)
+def matrix_of(*entries):
+    """Signals from (user, product, n_carts, n_purchases)."""
+    return build_signal_matrix(
+        pl.DataFrame(
+            [
+                (user, product, 1.0, 1.0, carts, bought, True)
+                for user, product, carts, bought in entries
+            ],
+            schema=SIGNALS,
+            orient="row",
+        ),
+        user_ids=USERS,
+        product_ids=PRODUCTS,
+    )
+
+
+def compiled(warehouse, *rows, top_n=4, as_of=DAY, matrix=None, days=(), terms=None):
     return compile_rules(
-        warehouse, rules, user_ids=USERS, product_ids=PRODUCTS, as_of=as_of, top_n=top_n
+        warehouse,
+        active_rules(rules_of(*rows), as_of=as_of),
+        matrix=matrix or matrix_of(),
+        days_since=lambda: np.array(days, float),
+        terms=lambda: sp.csr_matrix(np.zeros((8, 1)) if terms is None else terms),
+        as_of=as_of,
+        top_n=top_n,
+        seed=1,
     )
 
 
@@ -95,6 +121,15 @@ def compiled(warehouse, *rows, top_n=4, as_of=DAY):
         (("a", "pin", "category = 'tea'", 1.0), "pins 4 products to one rank"),
         (("a", "pin", "product_id = 'p1'", 9.0), "pins to rank 9 of lists of 4"),
         (("a", "cap", "category = favourite_category", 1.0, "brand"), "cap cannot compare"),
+        (("a", "repeat", None, 0.5), "repeat wants days"),
+        (("a", "repeat", None, 7.0, "rating"), "repeat wants an event as by_column"),
+        (("a", "margin", None, 0.0), "margin wants a weight above 0"),
+        (("a", "margin", "product_id = 'none'", float("inf")), "margin wants a weight"),
+        (("a", "explore", None, 0.2), "explore wants how many places"),
+        (("a", "explore", None, 4.0), "explores in 4 of 4 places"),
+        (("a", "diversify", None, 1.5), "diversify wants a weight"),
+        (("a", "diversify", "category = 'tea'", 0.5), "can only be about the user"),
+        (("a", "exclude", "price = 0", 3.0), "exclude wants nothing as value"),
         (("", "exclude", None), "row 1 has no rule_id"),
         (("a", "exclude", None, None, None, DAY, date(2024, 5, 1)), "before it starts"),
     ],
@@ -207,7 +242,7 @@ def test_a_digest_changes_with_what_rules_say_to_a_group_and_with_nothing_else(w
 # What rules do
 
 
-def lists_of(rules, proposed, score, *, chain=(), bought=None, n=4):
+def lists_of(rules, proposed, score, *, chain=(), n=4):
     n_users = len(proposed)
     return apply_rules(
         rules,
@@ -216,9 +251,7 @@ def lists_of(rules, proposed, score, *, chain=(), bought=None, n=4):
         PopularityLists(
             np.array([0, len(chain)]), np.array(chain, np.int32), np.zeros((n_users, 1), np.int32)
         ),
-        exclude=sp.csr_matrix((n_users, len(PRODUCTS)), dtype=np.float32)
-        if bought is None
-        else bought,
+        bought=rules.hidden,
         n=n,
     )
 
@@ -265,10 +298,11 @@ def test_a_pin_has_its_rank_whatever_the_score(warehouse):
 
 
 def test_nobody_is_shown_a_pin_that_they_bought(warehouse):
-    rules = compiled(warehouse, ("ours", "pin", "product_id = 'p6'", 2.0))
-    bought = sp.csr_matrix(([1.0], ([1], [6])), shape=(3, 8))
+    rules = compiled(
+        warehouse, ("ours", "pin", "product_id = 'p6'", 2.0), matrix=matrix_of(("bob", "p6", 0, 1))
+    )
 
-    ruled = lists_of(rules, CANDIDATES, SCORES, bought=bought)
+    ruled = lists_of(rules, CANDIDATES, SCORES)
 
     assert [6 in row for row in ruled.items.tolist()] == [True, False, True]
 
@@ -280,6 +314,155 @@ def test_a_quota_is_met_from_the_chain_too_and_given_up_where_it_cannot_be(wareh
     assert lists_of(rules, tea, wine, chain=[6, 5, 4]).items[0].tolist() == [0, 1, 5, 4]
     assert lists_of(rules, tea, wine, chain=[6, 5]).items[0].tolist() == [0, 1, 2, 5]
     assert lists_of(rules, tea, wine).items[0].tolist() == [0, 1, 2, 3]
+
+
+def test_no_more_than_so_many_of_a_price_band(warehouse):
+    # Eight products in five bands: two of each of the first three.
+    rules = compiled(warehouse, ("dear and cheap", "cap", None, 1.0, "price_band"))
+
+    assert lists_of(rules, CANDIDATES, SCORES).items[0].tolist() == [0, 2, 4, NOTHING]
+    assert lists_of(rules, CANDIDATES, SCORES, chain=[1, 7, 6]).items[0].tolist() == [0, 2, 4, 7]
+
+
+def test_the_margin_counts_as_much_as_the_knob_says(warehouse):
+    def shown(weight):
+        rules = compiled(warehouse, ("profit", "margin", None, weight))
+        ruled = lists_of(rules, CANDIDATES, SCORES)
+        assert (np.diff(ruled.score[0]) <= 0).all()
+        return np.mean(ruled.items[0])
+
+    # Margins are those of p0 to p6, a tenth of the number each: from 0.0 to 0.6, deviation 0.2.
+    assert [shown(weight) for weight in (0.01, 1.0, 9.0)] == [1.5, 1.5, 3.5]
+    rules = compiled(warehouse, ("profit", "margin", "product_id = 'p6'", 0.5))
+    assert rules.bonus[0].tolist() == pytest.approx([0, 0, 0, 0, 0, 0, 0.75, 0])
+
+
+def test_margins_that_are_not_there_are_asked_for():
+    with duckdb.connect() as connection:
+        connection.execute(
+            """
+            create schema marts;
+            create table marts.users as select null::varchar as user_id, null::date as last_at,
+                null::varchar as attributes limit 0;
+            create table marts.products as select 'p0' as product_id, null::double as margin,
+                1.0 as price, date '2024-05-01' as added_at, true as is_available,
+                null::varchar as attributes;
+            """
+        )
+        with pytest.raises(RulesError, match="rule profit: products have no margins that differ"):
+            compiled(connection, ("profit", "margin", None, 0.5))
+
+
+def test_what_was_bought_comes_back_when_its_window_is_over(warehouse):
+    matrix = matrix_of(
+        ("ada", "p0", 0, 1), ("ada", "p1", 0, 1), ("ada", "p4", 0, 2), ("bob", "p0", 1, 0)
+    )
+    rules = compiled(
+        warehouse,
+        ("tea runs out", "repeat", "category = 'tea'", 14.0),
+        matrix=matrix,
+        days=[14, 13, 300, 1],
+    )
+
+    # Tea of 14 days ago is back, of 13 days ago is not; wine was bought for good.
+    assert rules.hidden[0].indices.tolist() == [1, 4]
+    assert rules.hidden.data.tolist() == [0, NOBODY]
+    proposed, score = np.array([[0, 2, 3, 5]] * 3), np.array([[4.0, 3.0, 2.0, 1.0]] * 3)
+    ruled = lists_of(rules, proposed, score)
+    ledger = ledger_frame(rules, ruled, proposed, score, matrix).sort("product_id")
+    assert ledger.select("user_id", "product_id", "old_rank", "new_rank").rows() == [
+        ("ada", "p0", 1, 1),
+        ("ada", "p1", None, None),
+    ]
+
+
+def test_what_was_only_looked_at_can_be_kept_back_for_a_while(warehouse):
+    matrix = matrix_of(("ada", "p0", 0, 0), ("ada", "p1", 1, 0), ("ada", "p2", 0, 1))
+
+    def hidden(*row, days=(3, 3, 3)):
+        return compiled(warehouse, row, matrix=matrix, days=days).hidden[0].indices.tolist()
+
+    assert hidden("rest", "repeat", None, 7.0, "view") == [0, 1, 2]
+    assert hidden("rest", "repeat", None, 7.0, "view", days=(7, 7, 7)) == [2]
+    assert hidden("rest", "repeat", None, None, "add_to_cart") == [1, 2]
+
+
+def test_a_digest_changes_when_a_window_is_over(warehouse):
+    matrix = matrix_of(("ada", "p0", 0, 1), ("bob", "p0", 0, 1))
+    hashes = np.arange(1, 9, dtype=np.uint64)
+
+    def digests(days):
+        row = ("again", "repeat", None, 14.0)
+        return compiled(warehouse, row, matrix=matrix, days=days).digests(hashes).tolist()
+
+    before, after = digests([13, 3]), digests([14, 4])
+    assert before[0] != after[0]
+    assert before[1:] == after[1:]
+
+
+def test_places_are_kept_for_what_nobody_knows_yet(warehouse):
+    rules = compiled(warehouse, ("new here", "explore", "category is null or price < 60", 2.0))
+
+    ruled = lists_of(rules, CANDIDATES, SCORES)
+
+    # p0 to p5 are proposed, p7 is not available: p6 is all there is to draw.
+    assert ruled.items[0].tolist() == [0, 6, 1, 2]
+    assert ruled.step[0].tolist() == [NOTHING, EXPLORED, NOTHING, NOTHING]
+    assert ruled.probability[0, 1] == 1.0
+    assert np.isnan(ruled.probability[0, [0, 2, 3]]).all()
+
+
+def test_each_product_is_drawn_as_often_as_its_probability_says():
+    n_users, n_items, slots = 20_000, 30, 3
+    nothing = sp.csr_matrix((n_users, n_items), dtype=np.int16)
+    rng = np.random.default_rng(5)
+    rules = replace(
+        RuleSet.of_one_group(
+            (Rule("new", "explore", None, slots, None),), hidden=nothing, top_n=10
+        ),
+        explore_slots=np.array([slots]),
+        explore_rule=np.zeros(1, np.int16),
+        explore_members=np.ones((1, 1, n_items), bool),
+        draw_of_user=rng.integers(2**63, size=n_users, dtype=np.uint64),
+        draw_of_product=rng.integers(2**63, size=n_items, dtype=np.uint64),
+    )
+
+    ruled = lists_of_nobody(rules, n_users, n=10)
+
+    drawn = np.bincount(ruled.items[ruled.step == EXPLORED], minlength=n_items) / n_users
+    assert set(ruled.probability[ruled.step == EXPLORED]) == {slots / n_items}
+    # Five deviations of a share of 0.1 among 20,000.
+    assert abs(drawn - slots / n_items).max() < 5 * np.sqrt(0.1 * 0.9 / n_users)
+
+
+def lists_of_nobody(rules, n_users, *, n):
+    """Lists where no model proposes anything and no chain fills."""
+    return apply_rules(
+        rules,
+        np.full((n_users, n), NOTHING, np.int32),
+        np.full((n_users, n), -np.inf),
+        PopularityLists(np.array([0]), np.empty(0, np.int32), np.full((n_users, 1), NOTHING)),
+        bought=rules.hidden,
+        n=n,
+    )
+
+
+def test_a_diverse_list_passes_over_what_is_like_the_rest(warehouse):
+    terms = np.eye(8)[:, [0, 1, 2, 3, 4, 5, 6, 7]]
+    terms[1] = terms[2] = terms[0]
+    rules = compiled(
+        warehouse, ("mixed", "diversify", "user.segment = 'Germany'", 0.5), terms=terms
+    )
+
+    ruled = lists_of(rules, CANDIDATES, SCORES)
+
+    # In the order of scores all the same; the others keep theirs.
+    assert ruled.items.tolist() == [[0, 3, 4, 5], [0, 1, 2, 3], [0, 1, 2, 3]]
+    assert ruled.cause[0].tolist() == [-1, 0, 0, -1, -1, -1]
+
+
+# Of length 1 or 0, with cosines of which none are nearly alike.
+_VECTORS = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.6, 0.8), (0.96, 0.28)]
 
 
 @st.composite
@@ -303,6 +486,13 @@ def cases(draw):
         "bought": draw(st.sets(st.integers(0, n_items - 1), max_size=3)) - set(items),
         "removed": draw(st.sets(st.integers(0, n_items - 1), max_size=3)),
         "factor": [draw(st.sampled_from([1.0, 1.0, 1.5, 0.5])) for _ in range(n_items)],
+        "bonus": [draw(st.sampled_from([0.0, 0.0, 0.75, -2.0])) for _ in range(n_items)],
+        "explore": (draw(st.integers(0, n - 1)), draw(flags)),
+        "numbers": [draw(st.integers(0, 2**64 - 1)) for _ in range(n_items)],
+        "diversity": draw(st.sampled_from([0.0, 0.0, 0.3, 1.0])),
+        "vectors": np.array(
+            [_VECTORS[draw(st.integers(0, len(_VECTORS) - 1))] for _ in range(n_items)]
+        ),
         "pins": draw(
             st.dictionaries(st.integers(0, n - 1), st.integers(0, n_items - 1), max_size=2)
         ),
@@ -319,6 +509,13 @@ def cases(draw):
     }
 
 
+def _splitmix(number):
+    """The finaliser of splitmix64."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        number = (number ^ (number >> shift)) * factor % 2**64
+    return number ^ (number >> 31)
+
+
 @given(case=cases())
 @hypothesis_settings(deadline=None, max_examples=400)
 def test_lists_by_rules_equal_those_of_a_plain_loop(case):
@@ -332,22 +529,35 @@ def test_lists_by_rules_equal_those_of_a_plain_loop(case):
     pinned = np.full((1, case["n"]), NOBODY, np.int32)
     for place, item in pins.items():
         pinned[0, place] = item
-    rules = RuleSet(
-        rules=(Rule("r", "exclude", None, None, None),),
-        group_of_user=np.zeros(1, np.int32),
-        digest_of_group=np.zeros(1, np.int64),
+    bought = sorted(case["bought"])
+    hidden = sp.csr_matrix(
+        (np.full(len(bought), NOBODY, np.int16), bought, [0, len(bought)]), shape=(1, n_items)
+    )
+    slots, to_explore = case["explore"]
+    numbers = np.array(case["numbers"], np.uint64)
+    rules = replace(
+        RuleSet.of_one_group(
+            (Rule("r", "exclude", None, None, None),), hidden=hidden, top_n=case["n"]
+        ),
         removed_by=removed,
         factor=np.array([case["factor"]], np.float32),
-        boosted_by=np.full((1, n_items), NOBODY, np.int16),
+        bonus=np.array([case["bonus"]], np.float32),
         pins=pinned,
         pinned_by=np.where(pinned >= 0, 0, NOBODY).astype(np.int16),
+        explore_slots=np.array([slots]),
+        explore_rule=np.zeros(1, np.int16),
+        explore_members=np.array([[to_explore]]),
+        draw_of_product=numbers,
         quota_share=np.array([share for share, _ in case["quotas"]], float),
-        quota_rule=np.zeros(n_quotas, np.int16),
+        quota_rule=np.arange(n_quotas, dtype=np.int16),
         quota_members=np.array([who for _, who in case["quotas"]], bool).reshape(
             n_quotas, 1, n_items
         ),
+        diversity=np.array([case["diversity"]]),
+        terms=sp.csr_matrix(case["vectors"]),
         cap_limit=np.array([limit for limit, _ in case["caps"]], np.int64),
-        cap_rule=np.zeros(n_caps, np.int16),
+        # Not one of the quotas.
+        cap_rule=np.full(n_caps, 9, np.int16),
         cap_applies=np.ones((n_caps, 1), bool),
         cap_code=np.array([code for _, code in case["caps"]], np.int32).reshape(n_caps, n_items),
     )
@@ -361,18 +571,10 @@ def test_lists_by_rules_equal_those_of_a_plain_loop(case):
         np.array([item for each in case["chain"] for item in each], np.int32),
         np.arange(len(lengths), dtype=np.int32)[None, :],
     )
-    bought = sp.csr_matrix(
-        (
-            np.ones(len(case["bought"])),
-            (np.zeros(len(case["bought"]), int), sorted(case["bought"])),
-        ),
-        shape=(1, n_items),
-    )
-
-    ruled = apply_rules(rules, proposed, score, chain, exclude=bought, n=case["n"])
+    ruled = apply_rules(rules, proposed, score, chain, bought=hidden, n=case["n"])
 
     assert [item for item in ruled.items[0].tolist() if item >= 0] == ruled_list(
-        **{**case, "pins": pins}
+        **{**case, "pins": pins, "numbers": [_splitmix(each) for each in case["numbers"]]}
     )
     # Ranks have no gaps.
     length = int((ruled.items[0] >= 0).sum())

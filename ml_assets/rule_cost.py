@@ -1,0 +1,184 @@
+"""What each rule costs: lists of a fold made with all rules, and again with all but one.
+
+Lists are made as they are published: what was bought is hidden, rules are applied, places are
+filled by the fallback chain. They are judged by everything their users went for in the days after.
+Conditions read today's catalogue and users, since no other is known; windows of repeat rules count
+to the fold's day.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import scipy.sparse as sp
+
+from ml_assets.backtest import Past, chain_for_all, fit_blend
+from ml_assets.evaluation import PerUser, accuracy, diversity, find, mean_of_places
+from ml_assets.frames import MARGIN_CURVE, RULE_COST
+from ml_assets.intervals import Draws, Resampled, draw_users, resample
+from ml_assets.recommend import Hybrid, propose
+from ml_assets.rule_set import Rule, RulesError, RuleSet
+from ml_assets.ruled_lists import apply_rules
+from ml_assets.rules import ALL_RULES, in_order
+from ml_assets.scoring import NOTHING, Progress
+from ml_assets.signal_matrix import SignalMatrix
+
+# Of a margin rule: how many deviations of taste a deviation of margin is worth.
+KNOB = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
+
+# Rules as arrays, for the users of a matrix; None without any rule.
+Compile = Callable[[Sequence[Rule], SignalMatrix], RuleSet | None]
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What was found.
+
+    Attributes:
+        rules: RULE_COST without the counts of today's lists.
+        margin: MARGIN_CURVE, no rows where products have no margins that differ.
+        skipped: Rules that could not be priced, each with the reason.
+    """
+
+    rules: pl.DataFrame
+    margin: pl.DataFrame
+    skipped: dict[str, str]
+
+
+def price_rules(
+    past: Past,
+    rules: Sequence[Rule],
+    *,
+    compile_rules: Compile,
+    margin: np.ndarray,
+    settings: Mapping[str, Any],
+    progress: Progress,
+) -> Prices:
+    """Measure the lists of a fold with and without each rule, and for turns of the margin knob.
+
+    Args:
+        past: The fold.
+        rules: Those in force.
+        compile_rules: Turns them into arrays.
+        margin: `(n_items,)` float64, NaN where it is not known.
+        settings: As of `backtest.backtest`, with `candidates` and `top_n`.
+        progress: Told what is being measured.
+    """
+    lists = _Lists(past, compile_rules, margin, settings)
+    ruled = lists.figures(rules)
+    skipped: dict[str, str] = {}
+    rows = []
+    for rule in (*rules, None) if rules else ():
+        name = rule.rule_id if rule else ALL_RULES
+        progress(f"making lists without {name}")
+        try:
+            without = lists.figures([each for each in rules if rule and each is not rule])
+        except RulesError as reason:
+            skipped[name] = str(reason)
+            continue
+        action = rule.action if rule else None
+        rows.append({"rule_id": name, "action": action, **_beside(ruled, without)})
+    return Prices(
+        rules=pl.DataFrame(rows, schema_overrides=RULE_COST).match_to_schema(
+            RULE_COST, missing_columns="insert"
+        )
+        if rows
+        else pl.DataFrame(schema=RULE_COST),
+        margin=_margin_curve(lists, rules, progress),
+        skipped=skipped,
+    )
+
+
+def _beside(ruled: Resampled, without: Resampled) -> dict[str, float | int | None]:
+    difference = ruled.minus(without)
+    low, high = difference.interval()
+    row: dict[str, float | int | None] = {"n_users_asked": int(ruled.n_users[0])}
+    for i, name in enumerate(each.split("@")[0] for each in ruled.names):
+        row[f"{name}_with"], row[f"{name}_without"] = ruled.value[i], without.value[i]
+        row[f"{name}_difference"] = difference.value[i]
+        row[f"{name}_low"], row[f"{name}_high"] = low[i], high[i]
+    return {key: None if value != value else value for key, value in row.items()}
+
+
+def _margin_curve(lists: "_Lists", rules: Sequence[Rule], progress: Progress) -> pl.DataFrame:
+    others = [rule for rule in rules if rule.action != "margin"]
+    rows = []
+    for weight in KNOB if lists.has_margins else ():
+        progress(f"weighing margins by {weight}")
+        knob = [Rule("(knob)", "margin", None, weight, None)] if weight else []
+        found = lists.figures(in_order([*others, *knob]))
+        low, high = found.interval()
+        row: dict[str, float] = {"weight": weight, "n_users": int(found.n_users[0])}
+        for i, name in enumerate(each.split("@")[0] for each in found.names):
+            row |= {name: found.value[i], f"{name}_low": low[i], f"{name}_high": high[i]}
+        rows.append(row)
+    if not rows:
+        return pl.DataFrame(schema=MARGIN_CURVE)
+    return pl.DataFrame(rows).match_to_schema(
+        MARGIN_CURVE, missing_columns="insert", extra_columns="ignore"
+    )
+
+
+class _Lists:
+    """Lists of the users of the fold who have a past, by any rules."""
+
+    def __init__(
+        self, past: Past, compile_rules: Compile, margin: np.ndarray, settings: Mapping[str, Any]
+    ) -> None:
+        self._past, self._compile, self._settings = past, compile_rules, settings
+        known = np.flatnonzero(past.questions.is_known)
+        self._matrix = past.questions.matrix.for_users(known)
+        self._relevant = sp.csr_matrix(past.questions.relevant[known])
+        self._hybrid: Hybrid = fit_blend(past, settings)[0]
+        chain = chain_for_all(past.questions, past.popularity)
+        self._chain = replace(chain, list_of_user=chain.list_of_user[known])
+        self._draws: Draws = draw_users(np.arange(len(known)), seed=settings["seed"])
+        known_margins = margin[past.eligible & np.isfinite(margin)]
+        self.has_margins = len(known_margins) > 0 and bool(known_margins.std() > 0)
+        # What is not known is taken for the mean, and helps and hurts nobody.
+        fallback = known_margins.mean() if self.has_margins else 0.0
+        self._margin = np.where(np.isfinite(margin), margin, fallback)
+
+    def figures(self, rules: Sequence[Rule]) -> Resampled:
+        """Of lists by these rules: accuracy, likeness of what is shown, and what it earns.
+
+        Raises:
+            RulesError: if the rules make no sense for this fold.
+        """
+        compiled = self._compile(rules, self._matrix)
+        bought, n = self._matrix.bought, self._settings["top_n"]
+        proposed = propose(
+            self._hybrid,
+            k=self._settings["candidates"],
+            exclude=bought if compiled is None else compiled.hidden,
+            eligible=self._past.eligible,
+            block_bytes=self._settings["block_bytes"],
+            progress=lambda _: None,
+        )
+        best = apply_rules(
+            compiled, proposed.items, proposed.score, self._chain, bought=bought, n=n
+        ).items
+        return resample(self._judged(best, n), self._draws)[0]
+
+    def _judged(self, best: np.ndarray, n: int) -> list[PerUser]:
+        found = find(best, self._relevant)
+        accurate = accuracy(found, self._relevant, cutoffs=(n,))
+        columns = [accurate.names.index(f"{name}@{n}") for name in ("ndcg", "recall")]
+        figures = [PerUser(tuple(accurate.names[i] for i in columns), accurate.values[:, columns])]
+        nothing = np.full((len(best), 1), np.nan)
+        if self._past.terms is not None:
+            figures.append(diversity(best, self._past.terms, cutoffs=(n,)))
+        else:
+            figures.append(PerUser((f"diversity@{n}",), nothing))
+        if self.has_margins:
+            earned = np.where(found != NOTHING, self._margin[np.maximum(best, 0)], 0.0).sum(axis=1)
+            figures += [
+                mean_of_places("margin", best, self._margin, cutoffs=(n,)),
+                PerUser((f"margin_of_hits@{n}",), earned[:, None]),
+            ]
+        else:
+            figures += [PerUser((f"{name}@{n}",), nothing) for name in ("margin", "margin_of_hits")]
+        names = tuple(name for each in figures for name in each.names)
+        return [PerUser(names, np.hstack([each.values for each in figures]))]
