@@ -177,8 +177,8 @@ class Reader:
         """Fill the placements of a page, no product twice; the first placement chooses first.
 
         What the user bought is left out everywhere but in buy_again and for_you (where a rule may
-        let it come back), and so are the products the page is about. Costs Redis one round trip, `because` a second one; an answer is of one
-        version.
+        let it come back), and so are the products the page is about. Costs Redis one round trip,
+        `because` a second one; an answer is of one version.
 
         Args:
             user_id: Known or not.

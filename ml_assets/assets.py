@@ -486,13 +486,7 @@ def lists(
             rules=rules,
         )
         write_rules(connection, active)
-        create_macros(
-            connection,
-            is_item_item=hybrid.is_item_item,
-            w_cf=settings.w_cf,
-            w_content=settings.w_content,
-            top_n=settings.top_n,
-        )
+        create_macros(connection, hybrid, settings=settings.as_settings())
         sources = connection.sql(
             "select source, count(*) as rows from ml.recommendations group by all order by 2 desc"
         ).pl()
@@ -714,7 +708,7 @@ def curves_of_blend(
             key=["marts", "rule_cost"],
             description="What each merchandising rule did to today's lists, and what lists of the "
             "fold of offline_metrics find, show and earn with and without it. One row per rule.",
-            group_name="marts",
+            group_name="ml",
             kinds={"python", "duckdb"},
         ),
         "margin_curve": dg.AssetOut(

@@ -12,7 +12,14 @@ The shares of an explanation add up to the published score. A score is
 share of its own, and what an average product gets is a share as well.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import duckdb
+import numpy as np
+
+from ml_assets.models import FactorModel, item_gram, weight_of_unseen
+from ml_assets.recommend import Hybrid
 
 # With the weights of the settings it gives the models' rows of ml.recommendations, bit for bit.
 # Others rank the same candidates again, which the weights of the settings chose.
@@ -80,8 +87,11 @@ _BY_HISTORY = """
     )
 """
 
-# A user's vector is one answer to everything they did, so the collaborative score is one share; a
-# text profile is a mean of what was touched, and has a share for each.
+# A user's vector solves (G + ridge + sum over the touched of (c - 1) y y') x = sum of c y, so what
+# a touched product adds to the raw score of i is c y' times the inverse times y_i. The inverse is
+# made by sweeping out one column after the other (Goodnight, "A Tutorial on the SWEEP Operator",
+# The American Statistician 1979), which needs no pivoting here. A text profile is a mean of what
+# was touched.
 _BY_FACTORS = """
     follows as (
         select 'collaborative' as part, product_id, factors::double[] as vector
@@ -100,6 +110,67 @@ _BY_FACTORS = """
         from asked
         inner join follows using (product_id)
     ),
+    touched as (
+        select
+            past.user_id,
+            list({{
+                'y': follows.vector, 'c': {alpha}::double * past.relative_weight::float::double
+            }}) as history
+        from past
+        inner join follows using (product_id)
+        where part = 'collaborative'
+        group by past.user_id
+    ),
+    sweeps as (
+        select
+            touched.user_id,
+            0 as n_swept,
+            list_transform(gram.gram, lambda row, i: list_transform(row, lambda value, j:
+                value
+                + case
+                    when i = j
+                        then {regularization}::double
+                            * power(len(touched.history) + gram.unseen, {regularization_power})
+                    else 0
+                end
+                + list_sum(list_transform(
+                    touched.history, lambda each: (each.c - 1) * each.y[i] * each.y[j]
+                ))
+            )) as matrix
+        from touched
+        cross join ml.item_gram as gram
+
+        union all
+
+        select
+            user_id,
+            n_swept + 1,
+            list_transform(matrix, lambda row, i: list_transform(row, lambda value, j:
+                case
+                    when i = n_swept + 1 and j = n_swept + 1 then -1 / divisor
+                    when i = n_swept + 1 or j = n_swept + 1 then value / divisor
+                    else value - row[n_swept + 1] * swept_row[j] / divisor
+                end
+            ))
+        from (
+            select
+                *,
+                matrix[n_swept + 1] as swept_row,
+                matrix[n_swept + 1][n_swept + 1] as divisor
+            from sweeps
+            where n_swept < len(matrix)
+        )
+    ),
+    solved as (
+        select
+            known.user_id,
+            known.product_id,
+            -- All swept, it is less than nothing: the inverse below 0.
+            list_transform(matrix, lambda row: -list_inner_product(row, known.vector)) as vector
+        from known
+        inner join sweeps using (user_id)
+        where part = 'collaborative' and n_swept = len(matrix)
+    ),
     read as (
         select past.user_id, past.product_id, past.relative_weight::float::double as weight, vector
         from past
@@ -107,17 +178,44 @@ _BY_FACTORS = """
         where part = 'content' and list_bool_or(list_transform(vector, lambda x: x <> 0))
     ),
     totals as (select user_id, sum(weight) as weight from read group by user_id),
+    by_event as (
+        select
+            solved.user_id,
+            solved.product_id,
+            'collaborative' as part,
+            past.product_id as because_product_id,
+            {alpha}::double * past.relative_weight::float::double
+                * list_inner_product(follows.vector, solved.vector) as gain
+        from solved
+        inner join past using (user_id)
+        inner join follows on past.product_id = follows.product_id
+        where follows.part = 'collaborative'
+    ),
     gains as (
+        from by_event
+
+        union all
+
+        -- Vectors are kept in single precision: what that is worth, a few millionths.
         select
             known.user_id,
             known.product_id,
             part,
-            null as because_product_id,
-            list_inner_product(users.factors::double[], known.vector) as gain
+            null,
+            list_inner_product(users.factors::double[], known.vector) - coalesce(
+                (
+                    select sum(gain) from by_event
+                    where by_event.user_id = known.user_id
+                        and by_event.product_id = known.product_id
+                ),
+                0
+            )
         from known
         inner join ml.user_factors as users using (user_id)
         where part = 'collaborative'
+
         union all
+
         select
             known.user_id,
             known.product_id,
@@ -132,7 +230,7 @@ _BY_FACTORS = """
 """
 
 _EXPLAINED = """
-    with
+    with recursive
     asked as ({asked}),
     published as (from ml.recommendations semi join asked using (user_id, product_id)),
     past as (from marts.signals semi join asked using (user_id)),
@@ -166,7 +264,7 @@ _EXPLAINED = """
             gain as raw_score,
             weight,
             inverse_deviation,
-            'the user''s taste' as what
+            'rounding' as what
         from gains
         inner join scales using (user_id, product_id, part)
 
@@ -330,32 +428,41 @@ _DEGRADATION = """
 
 def create_macros(
     connection: duckdb.DuckDBPyConnection,
+    hybrid: Hybrid,
     *,
-    is_item_item: bool,
-    w_cf: float,
-    w_content: float,
-    top_n: int,
+    settings: Mapping[str, Any],
 ) -> None:
     """Create or replace what is named above; the tables of the lists must be there.
 
     Args:
         connection: The warehouse, for writing.
-        is_item_item: Of which family the models are.
-        w_cf: Weight of the collaborative score in the lists.
-        w_content: Weight of the content score.
-        top_n: Rows a user.
+        hybrid: The models of the lists.
+        settings: `w_cf`, `w_content` and `top_n` of the lists, and those of als.
     """
+    models = _BY_HISTORY
+    if not hybrid.is_item_item:
+        factors = hybrid.cf.item_factors if isinstance(hybrid.cf, FactorModel) else np.zeros((1, 1))
+        of_als = ("alpha", "regularization", "regularization_power")
+        models = _BY_FACTORS.format(**{name: repr(settings[name]) for name in of_als})
+        connection.execute(
+            "create or replace table ml.item_gram as"
+            " select $gram::double[][] as gram, $unseen::double as unseen",
+            {
+                "gram": item_gram(factors).tolist(),
+                "unseen": weight_of_unseen(factors, settings),
+            },
+        )
 
     def explained(asked: str) -> str:
         return _EXPLAINED.format(
             asked=asked,
-            models=(_BY_HISTORY if is_item_item else _BY_FACTORS).strip(),
-            w_cf=repr(w_cf),
-            w_content=repr(w_content),
+            models=models.strip(),
+            w_cf=repr(settings["w_cf"]),
+            w_content=repr(settings["w_content"]),
         )
 
     one = "select the_user::varchar as user_id, the_product::varchar as product_id"
-    connection.execute(_BLENDED.format(top_n=int(top_n)))
+    connection.execute(_BLENDED.format(top_n=int(settings["top_n"])))
     connection.execute(_EXPLAIN.format(explained=explained(one)))
     connection.execute(
         _SHARES.format(explained=explained("select user_id, product_id from ml.recommendations"))

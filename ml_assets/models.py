@@ -123,6 +123,20 @@ def als_user_factors(
     return users
 
 
+def item_gram(item_factors: np.ndarray) -> np.ndarray:
+    """`(f, f)` float64: what all products, touched or not, say in the system of a user's vector."""
+    double = item_factors.astype(np.float64)
+    return double.T @ double
+
+
+def weight_of_unseen(item_factors: np.ndarray, settings: Mapping[str, Any]) -> float:
+    """What the products count in a regularisation that grows with what was touched.
+
+    Products that nothing is known of do not, so that new ones change nobody's vector.
+    """
+    return int(item_factors.any(axis=1).sum()) / float(settings["alpha"])
+
+
 def _scaled_user_factors(
     item_factors: np.ndarray,
     history: sp.csr_matrix,
@@ -130,8 +144,7 @@ def _scaled_user_factors(
     settings: Mapping[str, Any],
 ) -> np.ndarray:
     """The same where the regularisation of a user depends on how many products they touched."""
-    # Products that nothing is known of do not count, so that new ones change nobody's vector.
-    unseen = int(item_factors.any(axis=1).sum()) / settings["alpha"]
+    unseen = weight_of_unseen(item_factors, settings)
     users = np.zeros((history.shape[0], item_factors.shape[1]), np.float32)
     # All who touched as many have the same regularisation, and are solved at once.
     order = np.argsort(n_touched, kind="stable")
