@@ -20,6 +20,7 @@ from exports.reader import Reader
 from ml_assets.rule_cost import KNOB
 from ml_assets.rules import ACTIONS
 from orchestration.landing.synthetic_shop import write_shop
+from orchestration.settings import DBT_PROJECT_DIR
 
 ODD_USERS = ["007", "7", "O'Hara", 'say "hi"', "two\nlines", "🎁", "Ünïcode; drop table", "a,b"]
 
@@ -231,6 +232,27 @@ def test_an_explanation_names_what_the_user_did_and_its_share(shop):
     # The reason that is published is the product of the largest share.
     of_product.pop(product, None)
     assert max(of_product, key=lambda name: of_product[name]) == because
+
+
+def test_every_column_of_every_dbt_table_is_described(shop):
+    line, _ = shop
+    manifest = json.loads((DBT_PROJECT_DIR / "target" / "manifest.json").read_text())
+    tables = [
+        node for node in manifest["nodes"].values() if node["resource_type"] in ("model", "seed")
+    ]
+
+    silent = {
+        f"{table['schema']}.{table['name']}.{column}"
+        for table in tables
+        for (column,) in line.query(
+            "select column_name from information_schema.columns"
+            f" where table_schema = '{table['schema']}' and table_name = '{table['name']}'"
+        )
+        if not table["columns"].get(column, {}).get("description")
+    }
+
+    assert len(tables) > 30
+    assert silent == set()
 
 
 def test_why_a_product_is_not_on_the_list_has_an_answer(shop):
