@@ -249,9 +249,10 @@ def live(
     from exports import publish
 
     with warehouse.connect() as connection:
-        version = versions.staged_version(connection)
+        version, before = versions.staged_version(connection), versions.live_version(connection)
         try:
             redis_url = publishing.connect_redis()
+            changes = _changes(connection, before, version)
             now_live = _switch(context, connection, publishing, version, redis_url=redis_url)
             removed = publish.remove_old(
                 connection,
@@ -267,8 +268,31 @@ def live(
         "as_of": str(now_live.as_of),
         "content_hash": now_live.content_hash,
         "removed_versions": ", ".join(removed) or "none",
+        "changes": dg.MetadataValue.md(changes),
     }
     return dg.MaterializeResult(metadata=metadata)
+
+
+def _changes(
+    connection: duckdb.DuckDBPyConnection, before: Version | None, version: Version
+) -> str:
+    """What the switch changes for readers, as Markdown."""
+    if before is None or before.version == version.version:
+        return "nothing was live before" if before is None else "nothing: it is live already"
+    counted = connection.execute(
+        "select change, cause, n_rows, n_users from serving.version_changes($before, $after)",
+        {"before": before.version, "after": version.version},
+    ).fetchall()
+    lines = [
+        f"since {before.version}",
+        "",
+        "| change | cause | rows | users |",
+        "|---|---|--:|--:|",
+    ]
+    lines += [
+        f"| {change} | {cause} | {rows:,} | {users:,} |" for change, cause, rows, users in counted
+    ]
+    return "\n".join(lines)
 
 
 def _switch(

@@ -25,6 +25,7 @@ from datetime import date, datetime
 
 import duckdb
 
+from exports import version_diff
 from exports.errors import PublishError
 from ml_assets.promotion import Promotion
 
@@ -190,7 +191,8 @@ SURFACES = (
 class Version:
     """One row of serving.versions. Times are naive UTC.
 
-    settings are those of the recommender, as JSON; decision and verdict tell whether the version
+    settings are those of the recommender, as JSON; model_hash changes with the models and settings
+    that lists were made by; decision and verdict tell whether the version
     may go live, and on what figures (see `ml_assets.promotion`). n_users counts users with
     recommendations, n_products the catalogue, n_rows the rows of all surfaces. removed_at is set
     once the rows are gone; then nobody can roll back to it.
@@ -206,6 +208,7 @@ class Version:
     code_version: str
     config_hash: str
     settings: str | None
+    model_hash: str | None
     decision: str | None
     verdict: str | None
     seed: int
@@ -233,12 +236,18 @@ create schema if not exists serving;
 create table if not exists serving.versions (
     version varchar, state varchar, reason varchar, as_of date, run_id varchar,
     created_at timestamp, live_at timestamp, code_version varchar, config_hash varchar,
-    settings varchar, decision varchar, verdict varchar,
+    settings varchar, model_hash varchar, decision varchar, verdict varchar,
     seed bigint, top_n integer, n_users bigint, n_products bigint, n_rows bigint,
     content_hash varchar, removed_at timestamp
 );
 create table if not exists serving.version_surfaces (
     version varchar, surface varchar, n_rows bigint, content_hash varchar
+);
+create table if not exists serving.version_users (
+    version varchar, user_id varchar, inputs_hash bigint, rules_hash bigint
+);
+create table if not exists serving.version_products (
+    version varchar, product_id varchar, is_available boolean
 );
 create table if not exists serving.publications (
     publication_id bigint, happened_at timestamp, run_id varchar, version varchar,
@@ -250,7 +259,7 @@ create table if not exists serving.publications (
 def ensure_schema(connection: duckdb.DuckDBPyConnection) -> None:
     """Create what is missing of the serving tables and views, so that readers always find them."""
     connection.execute(_TABLES)
-    for column in ("settings", "decision", "verdict"):
+    for column in ("settings", "model_hash", "decision", "verdict"):
         # Of a warehouse from before there were such columns.
         connection.execute(
             f"alter table serving.versions add column if not exists {column} varchar"
@@ -270,6 +279,7 @@ def ensure_schema(connection: duckdb.DuckDBPyConnection) -> None:
             f"select {surface.column_list}, version from serving.{surface.name} "
             "where version = (select version from serving.versions where state = 'live')"
         )
+    version_diff.create_macros(connection)
 
 
 def stage_version(
@@ -313,6 +323,7 @@ def stage_version(
     with _transaction(connection):
         ensure_schema(connection)
         found = [_source_fingerprint(connection, surface, popular_depth) for surface in SURFACES]
+        model_hash = _model_hash(connection)
         content_hash = combined_hash(found)
         version_id = f"{as_of:%Y%m%d}T000000-{content_hash[:8]}"
         existing = _find(connection, version_id)
@@ -329,6 +340,7 @@ def stage_version(
             _delete_rows(connection, version_id)
             for surface in SURFACES:
                 _copy_rows(connection, surface, version_id, popular_depth)
+        _copy_inputs(connection, version_id)
         staged = Version(
             version=version_id,
             state="candidate",
@@ -340,6 +352,7 @@ def stage_version(
             code_version=code_version,
             config_hash=config_hash,
             settings=settings,
+            model_hash=model_hash,
             decision=promotion.decision,
             verdict=promotion.verdict,
             seed=seed,
@@ -670,10 +683,40 @@ def _copy_rows(
     )
 
 
-def _delete_rows(connection: duckdb.DuckDBPyConnection, version: str) -> None:
-    for surface in SURFACES:
+# Beside the surfaces, for `version_diff`: what the lists of a version were made from.
+_INPUTS = {
+    "version_users": "select user_id, inputs_hash, rules_hash from ml.scored_users",
+    "version_products": "select product_id, is_available from ml.scored_products",
+}
+
+
+def _copy_inputs(connection: duckdb.DuckDBPyConnection, version: str) -> None:
+    for table, rows in _INPUTS.items():
         connection.execute(
-            f"delete from serving.{surface.name} where version = $version", {"version": version}
+            f"delete from serving.{table} where version = $version", {"version": version}
+        )
+        connection.execute(
+            f"insert into serving.{table} select $version, * from ({rows})", {"version": version}
+        )
+
+
+def _model_hash(connection: duckdb.DuckDBPyConnection) -> str | None:
+    try:
+        ((found,),) = connection.execute(
+            "select any_value(model_hash) from ml.scored_products"
+        ).fetchall()
+    except duckdb.CatalogException as error:
+        raise PublishError(
+            f"The lists cannot be published without ml.scored_products. Build it first. DuckDB "
+            f"says: {_first_line(error)}"
+        ) from error
+    return None if found is None else str(found)
+
+
+def _delete_rows(connection: duckdb.DuckDBPyConnection, version: str) -> None:
+    for table in (*(surface.name for surface in SURFACES), *_INPUTS):
+        connection.execute(
+            f"delete from serving.{table} where version = $version", {"version": version}
         )
 
 

@@ -88,11 +88,12 @@ RULE_LEDGER = _frame(
     new_rank=pl.Int32,
 )
 
-# How each list came about: a hash of the user's signals, and what puts raw scores on one scale,
-# z = (raw - mean) x inverse_deviation; null where the model knows nothing of the user.
+# How each list came about: hashes of the user's signals and of the rules, and what puts raw scores
+# on one scale, z = (raw - mean) x inverse_deviation; null where the model knows nothing of them.
 SCORED_USERS = _frame(
     user_id=pl.String,
     inputs_hash=pl.Int64,
+    rules_hash=pl.Int64,
     cf_mean=pl.Float64,
     cf_inverse_deviation=pl.Float64,
     content_mean=pl.Float64,

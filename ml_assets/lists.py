@@ -77,8 +77,11 @@ def make_lists(
         rules: Of all users of the matrix.
     """
     hashes = inputs_hashes(matrix)
-    if rules is not None:
-        hashes = hashes ^ rules.digests(hashes_of(matrix.product_ids))
+    of_rules = (
+        np.zeros(len(hashes), np.int64)
+        if rules is None
+        else rules.digests(hashes_of(matrix.product_ids))
+    )
     hash_of_models = model_hash(
         hybrid, matrix.product_ids, settings=json.dumps(dict(settings), sort_keys=True)
     )
@@ -88,6 +91,7 @@ def make_lists(
         products,
         hash_of_models=hash_of_models,
         hashes=hashes,
+        hashes_of_rules=of_rules,
         top_n=settings["top_n"],
         before=_read_scored(connection),
     )
@@ -118,7 +122,9 @@ def make_lists(
             _append(
                 connection,
                 "scored_users",
-                _user_frame(own_matrix.user_ids, hashes[part], own_hybrid, proposed),
+                _user_frame(
+                    own_matrix.user_ids, hashes[part], of_rules[part], own_hybrid, proposed
+                ),
             )
             recommendations, ledger = recommend(
                 proposed,
@@ -146,10 +152,16 @@ def make_lists(
 
 
 def _user_frame(
-    user_ids: pl.Series, hashes: np.ndarray, hybrid: Hybrid, lists: Lists
+    user_ids: pl.Series,
+    hashes: np.ndarray,
+    hashes_of_rules: np.ndarray,
+    hybrid: Hybrid,
+    lists: Lists,
 ) -> pl.DataFrame:
     """SCORED_USERS: what each list was made from, and the scale of each model's scores."""
-    frame = pl.DataFrame({"user_id": user_ids, "inputs_hash": hashes})
+    frame = pl.DataFrame(
+        {"user_id": user_ids, "inputs_hash": hashes, "rules_hash": hashes_of_rules}
+    )
     named = (("cf", hybrid.cf), ("content", hybrid.content))
     for i, (name, model) in enumerate((name, model) for name, model in named if model is not None):
         for what, values in (("mean", lists.mean), ("inverse_deviation", lists.inverse_deviation)):
@@ -166,7 +178,9 @@ class _ScoredTables:
     model_hash: str
 
     def users(self) -> pl.DataFrame:
-        return self.connection.sql("select user_id, inputs_hash from ml.scored_users").pl()
+        return self.connection.sql(
+            "select user_id, inputs_hash, rules_hash from ml.scored_users"
+        ).pl()
 
     def products(self) -> pl.DataFrame:
         return self.connection.sql(

@@ -31,7 +31,7 @@ class Scored(Protocol):
         """See `model_hash`."""
 
     def users(self) -> pl.DataFrame:
-        """user_id and inputs_hash of each user who has a list."""
+        """user_id, inputs_hash and rules_hash of each user who has a list."""
 
     def products(self) -> pl.DataFrame:
         """product_id, title and is_available of the whole catalogue."""
@@ -131,6 +131,7 @@ def touched_users(
     *,
     hash_of_models: str,
     hashes: np.ndarray,
+    hashes_of_rules: np.ndarray,
     top_n: int,
     before: Scored | None,
 ) -> Touched:
@@ -142,6 +143,7 @@ def touched_users(
         products: PRODUCTS.
         hash_of_models: From `model_hash`.
         hashes: From `inputs_hashes`.
+        hashes_of_rules: `(n_users,)` int64, 0 without rules.
         top_n: Rows of a full list.
         before: None when there are no lists yet.
     """
@@ -153,7 +155,10 @@ def touched_users(
     users = pl.DataFrame({"user_id": matrix.user_ids})
     known = users.join(before.users(), on="user_id", how="left", maintain_order="left")
     is_new = known["inputs_hash"].is_null().to_numpy()
-    has_new_signals = (known["inputs_hash"].fill_null(0).to_numpy() != hashes) & ~is_new
+    has_new_signals, has_new_rules = (
+        (known[column].fill_null(0).to_numpy() != now) & ~is_new
+        for column, now in (("inputs_hash", hashes), ("rules_hash", hashes_of_rules))
+    )
 
     def among(ids: pl.Series) -> np.ndarray:
         return matrix.user_ids.is_in(ids.implode()).to_numpy()
@@ -166,7 +171,8 @@ def touched_users(
     is_renamed = among(before.users_who_read_of(renamed))
     causes = {
         "are new": is_new,
-        "have other signals or rules": has_new_signals,
+        "have other signals": has_new_signals,
+        "are under other rules": has_new_rules,
         "have rows of the fallback chain": is_filled,
         "have a short list": is_short,
         "are reached by products that came or went": is_reached,

@@ -99,6 +99,14 @@ def fill_shop(
     )
     connection.execute(
         """
+        create or replace table ml.scored_users as
+        select user_id, n as inputs_hash, 0::bigint as rules_hash from user_ids;
+        create or replace table ml.scored_products as
+        select product_id, true as is_available, 'one model' as model_hash from marts.products
+        """
+    )
+    connection.execute(
+        """
         create or replace table ml.similar_products as
         select
             'p' || i as product_id, item as rank,

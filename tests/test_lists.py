@@ -359,7 +359,7 @@ def test_a_user_who_does_something_gets_a_new_list(connection, shop):
 
     busy = replace(shop, signals=pl.concat([shop.signals, bought_001("000")]))
 
-    assert announced(connection, busy) == "will score 1 of 12 users: 1 have other signals or rules"
+    assert announced(connection, busy) == "will score 1 of 12 users: 1 have other signals"
 
 
 def test_buying_what_one_looked_at_is_doing_something(connection, shop):
@@ -368,7 +368,7 @@ def test_buying_what_one_looked_at_is_doing_something(connection, shop):
     bought = (pl.col("user_id") == "000") & (pl.col("product_id") == "002")
     shop = replace(shop, signals=shop.signals.with_columns(n_purchases=bought.cast(pl.Int32)))
 
-    assert announced(connection, shop) == "will score 1 of 12 users: 1 have other signals or rules"
+    assert announced(connection, shop) == "will score 1 of 12 users: 1 have other signals"
     assert_same(tables(connection), made_from_nothing(shop))
 
 
