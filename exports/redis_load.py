@@ -33,7 +33,7 @@ Rights of the publishing user: ~recmart:* +ping +hello +auth +select +info +get 
 
 import json
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -176,6 +176,46 @@ def remove_versions(*, redis_url: str, keep: Collection[str]) -> list[str]:
         for version in removed:
             _unlink_version(client, version)
         return removed
+
+
+# Kinds of lists whose ids are users'.
+_KINDS_OF_USERS = ("user", "again", "anchor", "bought")
+
+
+def forget_users(
+    connection: duckdb.DuckDBPyConnection,
+    version: Version,
+    user_ids: Sequence[str],
+    *,
+    redis_url: str,
+) -> None:
+    """Take users' lists out of a loaded version, and verify the rest against the tables.
+
+    Args:
+        connection: The warehouse, without these users' rows.
+        version: With today's counts and hash. One that is not loaded is left alone.
+        user_ids: Whose lists.
+        redis_url: See `load_version`.
+
+    Raises:
+        RedisLoadError: if Redis does not answer, or holds something else than the tables.
+    """
+    with connected(redis_url) as client:
+        name = manifest_key(version.version)
+        if client.get(name) is None:
+            return
+        for kind in _KINDS_OF_USERS:
+            client.hdel(key(version.version, kind), *user_ids)
+        lists = _all_lists(connection, version)
+        _verify(connection, client, version, lists, redis_url)
+        client.set(name, _manifest(version, {each.kind: each.n for each in lists}), keepttl=True)
+
+
+def count_lists(*, redis_url: str, user_id: str) -> dict[str, int]:
+    """How many lists of a user there are, by the key that could hold one."""
+    with connected(redis_url) as client:
+        names = [each for kind in _KINDS_OF_USERS for each in _scan(client, f"recmart:*:{kind}")]
+        return {name.decode(): int(client.hexists(name, user_id)) for name in sorted(names)}
 
 
 def _current(client: redis.Redis) -> str | None:

@@ -20,7 +20,7 @@ then gets a new version id, which costs one publish and nothing else.
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from datetime import date, datetime
 
 import duckdb
@@ -551,6 +551,26 @@ def kept_versions(connection: duckdb.DuckDBPyConnection) -> list[Version]:
         f"select {_VERSION_COLUMNS} from serving.versions where removed_at is null order by version"
     ).fetchall()
     return [Version(*row) for row in rows]
+
+
+def note_contents(
+    connection: duckdb.DuckDBPyConnection, version: Version, found: list[Fingerprint]
+) -> Version:
+    """Record that a kept version holds less now, since users were erased. Its id stays.
+
+    Args:
+        connection: The warehouse, for writing.
+        version: As it is recorded.
+        found: What it holds, from `version_fingerprints`.
+    """
+    changed = replace(
+        version,
+        n_users=_count_users(connection, version.version),
+        n_rows=sum(each.n_rows for each in found),
+        content_hash=combined_hash(found),
+    )
+    _replace_row(connection, changed, found)
+    return changed
 
 
 def version_fingerprints(connection: duckdb.DuckDBPyConnection, version: str) -> list[Fingerprint]:

@@ -872,7 +872,10 @@ def _days(warehouse: Warehouse) -> tuple[date, date]:
 def sample(
     connection: duckdb.DuckDBPyConnection, *, n_users: int = 3, n_rows: int = 5
 ) -> pl.DataFrame:
-    """The head of a few lists, the first user of each source first, with titles."""
+    """The head of a few lists, the first user of each source first, with titles.
+
+    Users are numbered: what a run logs outlives an erasure.
+    """
     return connection.sql(
         """
         with chosen as (
@@ -880,7 +883,8 @@ def sample(
             order by row_number() over (partition by source order by user_id) > 1, user_id
             limit $n_users
         )
-        select user_id, rank, title, round(score, 2) as score, source, reason
+        select dense_rank() over (order by user_id) as user, rank, title,
+            round(score, 2) as score, source, reason
         from ml.recommendations semi join chosen using (user_id)
         left join (select product_id, title from marts.products) using (product_id)
         where rank <= $n_rows

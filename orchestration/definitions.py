@@ -6,7 +6,14 @@ from exports import assets as export_assets
 from exports.assets import Publishing
 from ml_assets import assets as model_assets
 from ml_assets.assets import RecommenderSettings
-from orchestration import backtest_assets, checks, dbt_assets, landing_assets, schedules
+from orchestration import (
+    backtest_assets,
+    checks,
+    dbt_assets,
+    erasure_assets,
+    landing_assets,
+    schedules,
+)
 from orchestration.console import short_console
 from orchestration.io_manager import WarehouseIOManager
 from orchestration.settings import (
@@ -23,7 +30,14 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     """The assets, checks and jobs on the places of these settings."""
     return dg.Definitions(
         assets=dg.load_assets_from_modules(
-            [landing_assets, dbt_assets, model_assets, export_assets, backtest_assets]
+            [
+                landing_assets,
+                dbt_assets,
+                model_assets,
+                export_assets,
+                backtest_assets,
+                erasure_assets,
+            ]
         ),
         asset_checks=dg.load_asset_checks_from_modules([checks]),
         jobs=[
@@ -31,6 +45,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             schedules.refresh_recommendations,
             schedules.tune_settings,
             schedules.backtest,
+            schedules.erase_users,
         ],
         schedules=[schedules.nightly, schedules.hourly],
         sensors=[schedules.new_landing_files],

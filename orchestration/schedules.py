@@ -8,8 +8,8 @@ import dagster as dg
 
 from orchestration.settings import Settings
 
-# What looks at days of the past has jobs of its own.
-_LINE = dg.AssetSelection.all() - dg.AssetSelection.groups("tuning", "backtests")
+# What looks at days of the past, and what takes users out, has jobs of its own.
+_LINE = dg.AssetSelection.all() - dg.AssetSelection.groups("tuning", "backtests", "erasure")
 
 daily_recommendations = dg.define_asset_job(
     "daily_recommendations",
@@ -53,6 +53,12 @@ backtest = dg.define_asset_job(
     selection=dg.AssetSelection.groups("backtests"),
     description="The line as it would have run on a day of the past, held against what came after."
     " Launch a backfill for several days.",
+)
+
+erase_users = dg.define_asset_job(
+    "erase_users",
+    selection=dg.AssetSelection.groups("erasure"),
+    description="Take the users of erasures/*.csv out of everything that is kept, and certify it.",
 )
 
 nightly = dg.ScheduleDefinition(

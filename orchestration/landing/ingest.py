@@ -27,6 +27,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from exports import erasure
+from exports.erasure import ERASED_LINE, ERASED_ROW, is_erased, names_erased
 from orchestration.landing.contract import (
     ENTITIES,
     LAYOUT,
@@ -505,13 +507,27 @@ def _insert(
 ) -> int:
     """Append a relation to the entity's raw table and return the number of rows."""
     values = ", ".join(
-        f"nullif({relation.columns[column]}, '')" if column in relation.columns else "null"
+        f"nullif({relation.columns[column]}, '') as \"{column}\""
+        if column in relation.columns
+        else f'null::varchar as "{column}"'
         for column in entity.columns
     )
+    rows = (
+        f"select {source_file_sql} as source_file, {relation.row} as source_row, {values}, "
+        f"{relation.attributes} as attributes from {relation.sql}"
+    )
+    if "user_id" in entity.columns and connection.execute("from raw.erased_users").fetchone():
+        # Whoever was erased stays so: the row is counted, and nothing of it is kept.
+        emptied = ", ".join(
+            f'case when not is_gone then "{column}" end as "{column}"' for column in entity.columns
+        )
+        rows = (
+            f"select source_file, source_row, {emptied}, case when is_gone then '{ERASED_ROW}' "
+            f"else attributes end from (select *, coalesce({is_erased('user_id')}, false) as "
+            f"is_gone from ({rows}))"
+        )
     return connection.execute(
-        f"insert into raw.{entity.name} "
-        f"select {source_file_sql}, {relation.row}, {values}, {relation.attributes} "
-        f"from {relation.sql}",
+        f"insert into raw.{entity.name} {rows}",
         # DuckDB refuses a parameter that the statement does not name.
         relation.parameters
         | ({"source_file": source_file} if "$source_file" in source_file_sql else {}),
@@ -522,9 +538,12 @@ def _insert_malformed(
     connection: duckdb.DuckDBPyConnection, file: LandingFile, relation: str, **parameters: Any
 ) -> int:
     """Append (line_number, line, error) to raw.malformed_lines, return how many there were."""
+    line = "left(line, $kept)"
+    if connection.execute("from raw.erased_users").fetchone():
+        line = f"case when {names_erased('line')} then '{ERASED_LINE}' else {line} end"
     return connection.execute(
         f"insert into raw.malformed_lines "
-        f"select $source_file, $entity, line_number, left(line, $kept), error from {relation}",
+        f"select $source_file, $entity, line_number, {line}, error from {relation}",
         {
             "source_file": file.source_file,
             "entity": file.entity.name,
@@ -1396,6 +1415,7 @@ _TRACES = ("source_file", "source_row")
 
 def _create_raw_tables(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("create schema if not exists raw")
+    erasure.create_tables(connection)
     connection.execute(
         """
         create table if not exists raw.landing_files (

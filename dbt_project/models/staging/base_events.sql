@@ -3,6 +3,7 @@
 
 -- The first rule that a row breaks is the reason it is refused. Reasons are read by people.
 {% set rules = [
+    ('user_id', 'the user was erased', 'is_erased'),
     ('user_id', 'user_id is missing', 'user_id is null'),
     ('event_ts', 'event_ts is missing', 'landed_event_ts is null'),
     ('event_ts', 'event_ts is not a date or time', 'event_at is null'),
@@ -76,6 +77,7 @@ typed as (
         -- What tells two rows apart besides the columns above; only compared, never shown.
         hash(version, rank, variant, attributes) as other_values_hash,
         event_type as landed_event_type,
+        user_id is null and attributes = '{"erased": true}' as is_erased,
         user_id as landed_user_id,
         product_id as landed_product_id
     from events

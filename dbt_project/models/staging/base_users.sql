@@ -38,7 +38,10 @@ select
     source_row,
     user_id,
     {{ values | join(',\n    ') }},
-    {{ reason_not_chosen('user_id') }} as reject_reason,
+    case
+        when user_id is null and attributes = '{"erased": true}' then 'the user was erased'
+        else {{ reason_not_chosen('user_id') }}
+    end as reject_reason,
     case when reject_reason is not null then 'user_id' end as reject_column,
     case when reject_reason is not null then landed_user_id end as reject_value
 from compared

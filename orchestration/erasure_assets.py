@@ -1,0 +1,53 @@
+"""Erasing users who asked for it, with a certificate each."""
+
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from exports import erasure
+from exports.assets import Publishing
+from exports.errors import PublishError
+from ml_assets.warehouse import Warehouse
+from orchestration.landing.contract import LandingError
+from orchestration.landing.erasure import read_requests
+from orchestration.settings import Settings
+
+
+@dg.asset(
+    key=["raw", "erasure_certificates"],
+    group_name="erasure",
+    kinds={"duckdb", "file", "redis"},
+)
+def erasure_certificates(
+    context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    warehouse: dg.ResourceParam[Warehouse],
+    publishing: dg.ResourceParam[Publishing],
+) -> dg.MaterializeResult:
+    """Take the users of erasures/*.csv out of all tables, files and Redis; certify each."""
+    now = datetime.now(UTC).replace(tzinfo=None)
+    try:
+        requests = read_requests(settings.data)
+        with warehouse.connect() as connection:
+            user_ids = erasure.pending(connection, requests)
+        if not user_ids:
+            return dg.MaterializeResult(
+                metadata={"requests": len(requests), "erased_now": 0, "note": "nothing to do"}
+            )
+        context.log.info(f"erasing {len(user_ids):,} of {len(requests):,} users who asked for it")
+        kept = erasure.Kept(settings.home, publishing.published, publishing.connect_redis())
+        with warehouse.connect() as connection:
+            erasure.erase_users(connection, user_ids, kept, happened_at=now)
+        erasure.compact(warehouse.path)
+        with warehouse.connect() as connection:
+            certificates = erasure.certify(connection, user_ids, kept, happened_at=now)
+    except (LandingError, PublishError) as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from None
+    return dg.MaterializeResult(
+        metadata={
+            "requests": len(requests),
+            "erased_now": len(user_ids),
+            "places_per_user": len(next(iter(certificates.values()))),
+            "certificates": dg.MetadataValue.path(str(settings.home / "erasures")),
+        }
+    )
