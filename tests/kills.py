@@ -63,7 +63,6 @@ PUBLISH_STEPS = {
 }
 RANDOM = "random moment"
 
-_PRELOADED = ["kills"]
 _LINE_MODULES = (
     "orchestration.landing_assets",
     "orchestration.dbt_assets",
@@ -137,10 +136,13 @@ class Ended:
     said: str
 
 
-def children(preload: list[str] | None = None) -> Any:
-    """Where children come from: forked from a process that has imported what they need."""
+def children(*preload: str) -> Any:
+    """Where children come from: forked from a process that has imported what they need.
+
+    A program has one such process: the first call that leads to a child decides.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(preload or _PRELOADED)
+    context.set_forkserver_preload(["kills", "publish_preloaded", *preload])
     return context
 
 

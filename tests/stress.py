@@ -29,6 +29,7 @@ PAGE = REPOSITORY / "docs" / "reliability.md"
 # A dozen places to stop at, from a disk that takes nothing to one that takes all but the last file.
 _LEFT_BYTES = [n * 64 << 10 for n in (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40)]
 _PAUSE_SECONDS = 0.1
+_PRELOADED = ("faults", "switching", "line_preloaded")
 
 # What the test suite injects already, one piece at a time.
 ELSEWHERE = {
@@ -112,7 +113,7 @@ def _arguments() -> argparse.Namespace:
 
 def kills(folder: Path, chosen: argparse.Namespace) -> tuple[str, list[str]]:
     """The whole line, first runs and publishing, killed."""
-    context = children(["kills", "line_preloaded"])
+    context = children(*_PRELOADED)
     shop = DailyShop(folder / "line")
     shop.folder.mkdir()
     shop.open()
@@ -151,8 +152,8 @@ function that a step begins or ends with. Before each run its input changes, so 
 makes is a new one. After each kill the serving tables, the snapshot and Redis are read in SQL, in
 Redis's own commands and with the client library: each has to show one version and all of it, every
 row counted and hashed as it was staged. After about a half of the kills of the line and a third of
-the others, the next run has to end well, with the new version on every surface and nothing left over;
-the rest are killed again in the state that the kill before them left.
+the others, the next run has to end well, with the new version on every surface and nothing left
+over; the rest are killed again in the state that the kill before them left.
 
 **{n_survived} of {n_kills} kills survived; {n_mended} of {n_next} next runs mended everything by
 themselves; rows lost: {line.rows_lost} of {line.n_rows:,}.** The lists of the home that was killed
@@ -192,7 +193,7 @@ def _of(step: str, tallies: Sequence[Tally]) -> str:
 
 def faults(folder: Path, chosen: argparse.Namespace) -> tuple[str, list[str]]:
     """The machine's faults, while a version is published and while the line runs."""
-    context = children(["faults", "line_preloaded"])
+    context = children(*_PRELOADED)
     rows, problems = [], []
 
     def inject(fault: str, work: Callable[[], list[str]]) -> None:
@@ -227,10 +228,10 @@ def faults(folder: Path, chosen: argparse.Namespace) -> tuple[str, list[str]]:
     text = f"""\
 ## Faults
 
-Each is given to the real part: a server that is killed, frozen or short of memory, a disk of {DISK_MEGABYTES} MB
-that is full, another process. **{n_injected} faults injected.** After each the last version was
-live on every surface that could be read, the error said what to do, and the next run published
-without repair.
+Each is given to the real part: a server that is killed, frozen or short of memory, a disk of
+{DISK_MEGABYTES} MB that is full, another process. **{n_injected} faults injected.** After each the
+last version was live on every surface that could be read, the error said what to do, and the next
+run published without repair.
 
 {_table(["fault", "times", "what was said, or came of it"], rows)}
 
@@ -243,7 +244,7 @@ def switches(folder: Path, chosen: argparse.Namespace) -> tuple[str, list[str]]:
     """Rollbacks and publishes under readers."""
     with EmbeddedRedis(folder) as redis_url:
         found = switch_under_readers(
-            children(["switching"]),
+            children(*_PRELOADED),
             folder,
             redis_url,
             n_switches=chosen.switches,

@@ -1,13 +1,14 @@
 """Killed runs, faults of the machine, readers under switches: few here, many in `make stress`."""
 
 import json
-import multiprocessing
+import signal
 
+import dagster as dg
 import duckdb
 import pytest
-from faults import FAULTS, can_mount, disk_full, place_in
+from faults import FAULTS, can_mount, disk_full, filled, place_in, small_disk
 from kills import children, kill_publishing
-from lines import line_in, why_it_failed
+from lines import line_in, why_it_failed, write_files
 from switching import switch_under_readers
 
 from exports.redis_server import EmbeddedRedis
@@ -19,7 +20,7 @@ KILLS = 12
 
 @pytest.fixture(scope="module")
 def context():
-    return children(["faults", "switching"])
+    return children("faults", "switching")
 
 
 @pytest.fixture
@@ -69,6 +70,27 @@ def test_readers_get_answers_of_one_version_while_versions_are_switched(context,
     assert all(each.n > 50 and each.n_versions > 1 for each in found.asked)
 
 
+def test_a_run_on_a_full_disk_says_to_make_room(tmp_path):
+    if not can_mount(tmp_path):
+        pytest.skip("a small disk takes the right to mount")
+    events = "user_id,product_id,event_type,event_ts\n" + "".join(
+        f"user {n},product {n % 7},view,2024-01-01\n" for n in range(20_000)
+    )
+    with small_disk(tmp_path / "disk", 16) as disk:
+        line = line_in(disk, data=tmp_path / "shop")
+        write_files(
+            line.settings.data, events__a_csv=events, products__a_csv="product_id,title\np,lamp\n"
+        )
+        with filled(disk, left_bytes=256 << 10):
+            said = why_it_failed(line.run(dg.AssetSelection.groups("raw")))
+        assert line.run(dg.AssetSelection.groups("raw")).success
+
+    assert "No space left on device" in said
+    assert said.endswith(
+        "Free disk space there and run again; the last published version stays live."
+    )
+
+
 # --- two runs of the line -----------------------------------------------------------------------
 
 
@@ -86,13 +108,11 @@ def test_a_second_run_is_refused_before_it_changes_anything(tmp_path):
 def _hold(warehouse, began):
     with warehouse.held():
         began.set()
-        began.wait()
-        multiprocessing.Event().wait()
+        signal.pause()
 
 
-def test_a_run_that_is_killed_lets_go_of_the_warehouse(tmp_path):
+def test_a_run_that_is_killed_lets_go_of_the_warehouse(context, tmp_path):
     warehouse = line_in(tmp_path).settings.warehouse
-    context = children(["faults", "switching"])
     began = context.Event()
     run = context.Process(target=_hold, args=(warehouse, began))
     run.start()
