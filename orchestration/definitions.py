@@ -1,11 +1,15 @@
 """Everything Dagster knows of recmart, assembled in one place."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import dagster as dg
 
 from exports import assets as export_assets
 from exports.assets import Publishing
 from ml_assets import assets as model_assets
 from ml_assets.assets import RecommenderSettings
+from ml_assets.warehouse import Warehouse
 from orchestration import (
     backtest_assets,
     checks,
@@ -51,7 +55,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         sensors=[schedules.new_landing_files],
         resources={
             "settings": settings,
-            "warehouse": settings.warehouse,
+            "warehouse": _held_by_one_run(settings.warehouse),
             "io_manager": WarehouseIOManager(settings.warehouse),
             "publishing": Publishing(
                 home=settings.home,
@@ -72,6 +76,18 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         # DuckDB takes one writing process, and every new process pays seconds of imports.
         executor=dg.in_process_executor,
     )
+
+
+def _held_by_one_run(warehouse: Warehouse) -> dg.ResourceDefinition:
+    """The warehouse, from the first step of a run to its last closed to other runs."""
+
+    @dg.resource
+    @contextmanager
+    def held(_: dg.InitResourceContext) -> Iterator[Warehouse]:
+        with warehouse.held():
+            yield warehouse
+
+    return held
 
 
 defs = build_definitions(from_environment())

@@ -38,6 +38,9 @@ METRICS = """
 """
 
 
+_MAKE_ROOM = "Free disk space there and run again; the last published version stays live."
+
+
 def main() -> int:
     """Run a job, print the results; 1 if the run failed."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -50,16 +53,25 @@ def main() -> int:
         shutil.copy(REPOSITORY / "orchestration" / "dagster.yaml", dagster_home)
     # Imported here: DAGSTER_HOME must be set first, and the import takes seconds.
     import dagster as dg
+    from sqlalchemy.exc import OperationalError
 
     from orchestration.definitions import defs
 
     started = time.monotonic()
-    with dg.DagsterInstance.get() as instance:
-        result = defs.resolve_job_def(job).execute_in_process(
-            instance=instance,
-            raise_on_error=False,
-            run_config={"loggers": {"short": {}}},
+    try:
+        with dg.DagsterInstance.get() as instance:
+            result = defs.resolve_job_def(job).execute_in_process(
+                instance=instance,
+                raise_on_error=False,
+                run_config={"loggers": {"short": {}}},
+            )
+    except OperationalError as error:
+        print(
+            f"\nThe run failed: Dagster could not write its history in {dagster_home}: "
+            f"{error.orig}. {_MAKE_ROOM}",
+            file=sys.stderr,
         )
+        return 1
     seconds = time.monotonic() - started
     if not result.success:
         print(f"\nThe run failed after {seconds:.0f} s:", file=sys.stderr)
@@ -73,12 +85,24 @@ def main() -> int:
 def failures(result: object) -> list[str]:
     """What went wrong, a line per failed step, in the words of the failure."""
     lines = []
+    for event in result.filter_events(  # type: ignore[attr-defined]
+        lambda event: event.event_type_value == "RESOURCE_INIT_FAILURE"
+    ):
+        error = event.event_specific_data.error
+        # Without the name of the exception's class.
+        lines.append((error.cause or error).message.strip().partition(": ")[2])
     for event in result.filter_events(lambda event: event.is_step_failure):  # type: ignore[attr-defined]
         data = event.step_failure_data
         metadata = data.user_failure_data
         reason = metadata.description if metadata and metadata.description else None
         if reason is None and data.error is not None:
             reason = (data.error.cause or data.error).message.strip()
+        if (
+            reason is not None
+            and "No space left on device" in reason
+            and "free" not in reason.lower()
+        ):
+            reason += f". {_MAKE_ROOM}"
         lines.append(f"{event.step_key}: {reason}")
     return lines
 

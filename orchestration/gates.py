@@ -7,7 +7,10 @@ million rows as for a thousand, and no customer's id gets into the documents.
 
 import importlib
 import os
+import shutil
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -487,8 +490,28 @@ def judge(connection: duckdb.DuckDBPyConnection, gate: Gate, *, docs_root: Path)
     numbers = connection.execute(f"{gate.relations} select {columns}").fetchone()
     assert numbers is not None
     values = dict(zip((rule.name for rule in gate.rules), numbers, strict=True))
-    passed = _expect(gate, values, docs_root)
+    with _mended_project(docs_root / "gx"):
+        passed = _expect(gate, values, docs_root)
     return [Verdict(rule, values[rule.name], passed[rule.name]) for rule in gate.rules]
+
+
+@contextmanager
+def _mended_project(folder: Path) -> Iterator[None]:
+    """Great Expectations' project, without the definitions that a killed run may have cut short.
+
+    It writes them in place and cannot read them when they are half there. Each run writes its own;
+    the results of former runs stay.
+    """
+    mark = folder / ".being-written"
+    if mark.exists():
+        for name in ("checkpoints", "expectations", "validation_definitions"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for name in ("great_expectations.yml", "uncommitted/config_variables.yml"):
+            (folder / name).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    yield
+    mark.unlink()
 
 
 def _expect(gate: Gate, values: dict[str, float], docs_root: Path) -> dict[str, bool]:
@@ -498,7 +521,6 @@ def _expect(gate: Gate, values: dict[str, float], docs_root: Path) -> dict[str, 
     import pandas as pd
     from great_expectations.checkpoint import UpdateDataDocsAction
 
-    docs_root.mkdir(parents=True, exist_ok=True)
     context = gx.get_context(mode="file", project_root_dir=docs_root)
     context.variables.progress_bars = {"globally": False}
     suite = gx.ExpectationSuite(

@@ -1,13 +1,11 @@
 """A small shop's tables, ready to publish."""
 
-import itertools
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
-from exports.publish import publish_version
 from exports.versions import Version, stage_version
 from ml_assets.promotion import ACCEPTED, Promotion
 
@@ -217,22 +215,3 @@ def stage(connection: duckdb.DuckDBPyConnection, **settings: Any) -> Version:
 def open_warehouse(folder: Path) -> duckdb.DuckDBPyConnection:
     """A warehouse file like the one of a run."""
     return duckdb.connect(str(folder / "warehouse.duckdb"), config={"threads": 2})
-
-
-def publish_for_ever(home: str, redis_url: str, first_taste: int, began: Any) -> None:
-    """Publish one version after the other until killed. For a process of its own."""
-    published_dir = Path(home) / "published"
-    with open_warehouse(Path(home)) as warehouse:
-        for taste in itertools.count(first_taste):
-            make_shop(warehouse, taste=taste, users=tuple(f"u{n}" for n in range(300)))
-            began.set()
-            publish_version(
-                warehouse,
-                stage(warehouse),
-                published_dir=published_dir,
-                redis_url=redis_url,
-                ttl_seconds=3600,
-                retain=2,
-                run_id=f"run-{taste}",
-                happened_at=NOW,
-            )

@@ -1,9 +1,6 @@
 """Three surfaces, one version: switched in order, whole after any kill, back in a moment."""
 
-import json
-import multiprocessing
 import os
-import random
 import subprocess
 import sys
 import threading
@@ -17,18 +14,13 @@ from publishing_for_tests import (
     NOW,
     make_shop,
     open_warehouse,
-    publish_for_ever,
     stage,
 )
 
 from exports import files, publish, redis_load, versions
 from exports.errors import PublishError, RedisLoadError
-from exports.lists import KINDS, POINTER, key, manifest_key, rows_sql
 from exports.reader import Reader
 from exports.redis_server import EmbeddedRedis
-
-# `RECMART_KILLS=200 pytest tests/test_publish.py -k kill` for the stress figure.
-KILLS = int(os.environ.get("RECMART_KILLS", "6"))
 
 
 @pytest.fixture(scope="module")
@@ -239,95 +231,6 @@ def test_readers_get_whole_lists_and_no_error_while_versions_come_and_go(
         assert len(found) > 10
         assert all(answer in whole.values() for answer in found)
         assert len({tuple(answer) for answer in found}) > 1
-
-
-# --- kill -9 ------------------------------------------------------------------------------------
-
-
-def require_whole_snapshot(published):
-    """The version in the snapshot and its lists, after checking its rows against its hash."""
-    path = (published / "current.duckdb").resolve()
-    with duckdb.connect(str(path), read_only=True) as snapshot:
-        ((version, content_hash),) = snapshot.sql(
-            "select version, content_hash from serving.versions"
-        ).fetchall()
-        found = [
-            versions.fingerprint(snapshot, surface, f"serving.{surface.name}")
-            for surface in versions.SURFACES
-        ]
-    assert versions.combined_hash(found) == content_hash
-    assert version == files.current_snapshot(published)
-    return version
-
-
-def require_whole_warehouse(warehouse):
-    """The live version, after checking the rows of the current views against its hash."""
-    ((n_live,),) = warehouse.sql(
-        "select count(*) from serving.versions where state = 'live'"
-    ).fetchall()
-    live = versions.live_version(warehouse)
-    assert n_live == (0 if live is None else 1)
-    found = [
-        versions.fingerprint(warehouse, surface, f"serving.current_{surface.name}")
-        for surface in versions.SURFACES
-    ]
-    if live is None:
-        assert {each.n_rows for each in found} == {0}
-        return None
-    assert versions.combined_hash(found) == live.content_hash
-    return live.version
-
-
-def require_whole_redis(redis_url, warehouse):
-    """The version in Redis, after asking for all its keys; its rows must still be kept."""
-    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
-        version = client.get(POINTER)
-        if version is None:
-            return None
-        manifest = json.loads(client.get(manifest_key(version)))
-        for kind in KINDS:
-            lists = warehouse.execute(
-                f"select distinct list_id from ({rows_sql(kind, has_versions=True)})",
-                {"version": version},
-            ).fetchall()
-            assert len(lists) == manifest["n_lists"][kind] > 0
-            assert set(client.hkeys(key(version, kind))) == {each for (each,) in lists}
-        return version
-
-
-def test_after_kill_9_at_any_moment_every_surface_shows_one_whole_version(
-    tmp_path, published, redis_url
-):
-    with open_warehouse(tmp_path) as warehouse:
-        publish_taste(warehouse, 7, published, redis_url)
-    # Forked from a process that has imported everything, so that a run begins at once.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["publishing_for_tests", "exports.publish"])
-    moments = random.Random(20111209)
-    seen = set()
-
-    for kill in range(KILLS):
-        began = context.Event()
-        run = context.Process(target=publish_for_ever, args=(str(tmp_path), redis_url, kill, began))
-        run.start()
-        assert began.wait(60)
-        time.sleep(moments.uniform(0, 0.8))
-        run.kill()
-        run.join()
-
-        with open_warehouse(tmp_path) as warehouse:
-            found = (
-                require_whole_warehouse(warehouse),
-                require_whole_snapshot(published),
-                require_whole_redis(redis_url, warehouse),
-            )
-            seen.add(found)
-            if kill % 3 == 2:
-                version = publish_taste(warehouse, kill, published, redis_url, retain=2)
-                assert shown(warehouse, published, redis_url) == (version.version,) * 3
-                assert len(list((published / "versions").iterdir())) == 2
-
-    assert len(seen) > 1
 
 
 PUBLISH_ONCE = """
