@@ -275,14 +275,30 @@ def test_duplicates_are_what_a_plain_loop_over_the_events_finds(shop, events):
     found = shop.rows(
         "select source_file, source_row, reason from intermediate.int_duplicate_events"
     )
-    assert sorted(found) == sorted(duplicates_by_loop(events, within=timedelta(seconds=2)))
-
-
-def duplicates_by_loop(events: list[Row], *, within: timedelta) -> list[tuple[str, int, str]]:
-    """The contract word by word: (source_file, source_row, reason) of each duplicate."""
-    by_time = sorted(
-        enumerate(events, start=1), key=lambda e: (e[1]["event_ts"], e[1]["source_file"], e[0])
+    hashes = shop.rows(
+        "select variant, hash(null::varchar, null::varchar, variant, null::varchar)"
+        " from (values (null), ('A')) as variants(variant)"
     )
+    expected = duplicates_by_loop(events, dict(hashes), within=timedelta(seconds=2))
+    assert sorted(found) == sorted(expected)
+
+
+def duplicates_by_loop(
+    events: list[Row], hashes: Mapping[str | None, int], *, within: timedelta
+) -> list[tuple[str, int, str]]:
+    """The contract word by word: (source_file, source_row, reason) of each duplicate."""
+
+    def place(numbered: tuple[int, Row]) -> tuple[Any, ...]:
+        number, event = numbered
+        columns = ("product_id", "event_type", "order_id", "session_id")
+        values = [event[column] for column in columns]
+        values += [event["quantity"] or "1", event["rating"]]
+        values += [event["price"] and float(event["price"]), hashes[event["variant"]]]
+        # NULL comes last; where a row stands decides only between rows that say the same.
+        ordered = [(value is None, value) for value in [*values, event["event_id"]]]
+        return event["event_ts"], ordered, event["source_file"], number
+
+    by_time = sorted(enumerate(events, start=1), key=place)
     seen, last_at, found = set(), {}, []
     for position, event in by_time:
         columns = ("product_id", "event_type", "order_id", "session_id", "rating")

@@ -35,12 +35,16 @@ class Entity:
 
 @dataclass(frozen=True)
 class LandingFile:
-    """A file of the landing folder; source_file is its posix path relative to that folder."""
+    """A file of the landing folder.
+
+    source_file is its posix path relative to that folder, with bytes that are not UTF-8 as \\xff.
+    format is one of FORMATS, None for a file of another type.
+    """
 
     path: Path
     source_file: str
     entity: Entity
-    format: str
+    format: str | None
 
 
 # In the order in which they are loaded; the names are also the folders and the raw tables.
@@ -204,7 +208,7 @@ def list_landing_files(folder: Path) -> list[LandingFile]:
     Names that start with a dot or an underscore are markers of other programs and are left out.
 
     Raises:
-        LandingError: if events/ or products/ is missing, or for a file of an unknown type.
+        LandingError: if events/ or products/ is missing.
     """
     for name in ("events", "products"):
         if not (folder / name).is_dir():
@@ -215,21 +219,43 @@ def list_landing_files(folder: Path) -> list[LandingFile]:
             parts = path.relative_to(folder).parts
             if path.is_dir() or any(part.startswith((".", "_")) for part in parts):
                 continue
-            files.append(
-                LandingFile(path, "/".join(parts), entity, _format_of(path, "/".join(parts)))
-            )
+            source_file = readable("/".join(parts))
+            files.append(LandingFile(path, source_file, entity, format_of(path.name)))
     return files
 
 
-def _format_of(path: Path, source_file: str) -> str:
-    name = path.name.lower()
-    for suffix, file_format in FORMATS.items():
-        if name.endswith(suffix):
-            return file_format
-    raise LandingError(
-        f"{source_file} is of a type that is not understood. Expected are files that end in "
-        f"{', '.join(FORMATS)}: convert it, or move it out of the landing folder."
-    )
+def format_of(name: str) -> str | None:
+    """Return the format that the end of a file's name stands for, None if it is unknown."""
+    return next((known for end, known in FORMATS.items() if name.lower().endswith(end)), None)
+
+
+def require_format(file: LandingFile) -> str:
+    """Return the file's format, or raise LandingError if it is unknown or the name is no text."""
+    if not is_utf8(str(file.path)):
+        raise LandingError(
+            f"{file.source_file} has a name that is not UTF-8. Rename it, or move it out of the "
+            "landing folder."
+        )
+    if file.format is None:
+        raise LandingError(
+            f"{file.source_file} is of a type that is not understood. Expected are files that end "
+            f"in {', '.join(FORMATS)}: convert it, or move it out of the landing folder."
+        )
+    return file.format
+
+
+def is_utf8(text: str) -> bool:
+    """Say whether a text that was decoded with surrogateescape held nothing but UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def readable(text: str) -> str:
+    """Return a text decoded with surrogateescape, with bytes that are not UTF-8 as \\xff."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def read_event_types(weights_csv: Path) -> set[str]:

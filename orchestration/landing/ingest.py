@@ -36,11 +36,15 @@ from orchestration.landing.contract import (
     LandingError,
     LandingFile,
     canonical,
+    format_of,
+    is_utf8,
     list_landing_files,
     match_columns,
     normalise,
     read_event_types,
+    readable,
     require_columns,
+    require_format,
 )
 
 ADAPTER = "adapter.sql"
@@ -53,6 +57,9 @@ _LONGEST_HEADER = 100_000
 _CHARACTERS_PER_BLOCK = 2 * 2**20
 # What raw.malformed_lines keeps of a line: enough to recognise it.
 _KEPT_OF_MALFORMED_LINE = 10_000
+_LONGEST_ERROR = 500
+# What pyarrow raises for damage; the last for a column whose name is no text.
+_PARQUET_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
 _DELIMITERS = (",", ";", "\t", "|")
 _SCRATCH = "recmart_adapter"
 
@@ -131,6 +138,9 @@ class _Arrived:
     n_rows: int
 
 
+_Reader = Callable[[duckdb.DuckDBPyConnection, LandingFile], _Counts]
+
+
 class _NotPlainError(Exception):
     """The quick way of reading cannot vouch for every line of this file."""
 
@@ -171,8 +181,8 @@ def ingest_folder(
         A line per file.
 
     Raises:
-        LandingError: if the folder or a file cannot be used. The file's former rows are still
-            there, and so is everything loaded before it.
+        LandingError: if the folder, or one or more of its files cannot be used. Former rows of
+            these files are still there, and all other files are loaded.
     """
     if received_at.tzinfo is not None:
         received_at = received_at.astimezone(UTC).replace(tzinfo=None)
@@ -272,7 +282,11 @@ def _ingest_files(
     received_at: datetime,
     progress: Callable[[str], None],
 ) -> list[FileOutcome]:
-    """Load new Parquet files together, then every other file one by one."""
+    """Load new Parquet files together, then every other file one by one.
+
+    Raises:
+        LandingError: with a line for each file that cannot be used; all others are loaded.
+    """
     files = list_landing_files(folder)
     loaded: dict[str, FileOutcome] = {}
     for arrived in _new_parquet_files_by_shape(connection, files):
@@ -280,10 +294,18 @@ def _ingest_files(
         with contextlib.suppress(LandingError, _NotPlainError):
             outcomes = _ingest_together(connection, folder, arrived, received_at, progress)
             loaded |= {outcome.source_file: outcome for outcome in outcomes}
-    return [
-        loaded.get(file.source_file) or _ingest_file(connection, file, received_at, progress)
-        for file in files
-    ]
+    outcomes, errors = [], []
+    for file in files:
+        try:
+            outcomes.append(
+                loaded.get(file.source_file)
+                or _ingest_file(connection, file, received_at, progress)
+            )
+        except LandingError as error:
+            errors.append(str(error))
+    if errors:
+        raise LandingError("\n".join(errors))
+    return outcomes
 
 
 def _new_parquet_files_by_shape(
@@ -298,12 +320,12 @@ def _new_parquet_files_by_shape(
     seen = {value for row in known.fetchall() for value in row}
     groups: dict[Any, list[_Arrived]] = {}
     for file in files:
-        if file.format != "parquet" or file.source_file in seen:
+        if file.format != "parquet" or file.source_file in seen or not is_utf8(str(file.path)):
             continue
         try:
             fingerprint, n_bytes = _fingerprint(file.path, file.source_file)
             metadata = pq.read_metadata(file.path)
-        except (LandingError, pa.ArrowInvalid, OSError):
+        except (LandingError, *_PARQUET_ERRORS):
             continue
         if fingerprint in seen:
             continue
@@ -361,6 +383,7 @@ def _ingest_file(
     received_at: datetime,
     progress: Callable[[str], None],
 ) -> FileOutcome:
+    reading = _READERS[require_format(file)]
     fingerprint, n_bytes = _fingerprint(file.path, file.source_file)
     former = connection.execute(
         "select content_sha256, n_rows, n_malformed, same_content_as from raw.landing_files "
@@ -370,11 +393,13 @@ def _ingest_file(
     if former and former[0] == fingerprint:
         progress(f"{file.source_file}: unchanged")
         return FileOutcome(file.source_file, file.entity.name, "unchanged", *former[1:])
-    twin = connection.execute(
+    same_bytes = connection.execute(
         "select source_file from raw.landing_files where entity = ? and content_sha256 = ? "
-        "and same_content_as is null and source_file <> ?",
+        "and same_content_as is null and source_file <> ? order by source_file",
         [file.entity.name, fingerprint, file.source_file],
-    ).fetchone()
+    ).fetchall()
+    # Read in another way, the same bytes are other content.
+    twin = next((name for (name,) in same_bytes if format_of(name) == file.format), None)
 
     def register(counts: _Counts, same_content_as: str | None) -> None:
         _register(
@@ -391,12 +416,12 @@ def _ingest_file(
     if twin:
         with _transaction(connection):
             _forget(connection, file.entity, file.source_file)
-            register(_Counts(0), twin[0])
-        progress(f"{file.source_file}: has the same content as {twin[0]}, not loaded again")
-        return FileOutcome(file.source_file, file.entity.name, "same content", 0, 0, twin[0])
+            register(_Counts(0), twin)
+        progress(f"{file.source_file}: has the same content as {twin}, not loaded again")
+        return FileOutcome(file.source_file, file.entity.name, "same content", 0, 0, twin)
 
     progress(f"{file.source_file}: reading {n_bytes / 1e6:,.1f} MB")
-    counts = _read(connection, file, lambda counts: register(counts, None))
+    counts = _read(connection, file, reading, lambda counts: register(counts, None))
     outcome: Outcome = "replaced" if former else "loaded"
     progress(
         f"{file.source_file}: {outcome}, {counts.n_rows:,} rows, "
@@ -408,10 +433,13 @@ def _ingest_file(
 
 
 def _read(
-    connection: duckdb.DuckDBPyConnection, file: LandingFile, register: Callable[[_Counts], None]
+    connection: duckdb.DuckDBPyConnection,
+    file: LandingFile,
+    readers: Sequence[_Reader],
+    register: Callable[[_Counts], None],
 ) -> _Counts:
     """Replace the file's rows in one transaction, in the first way that can vouch for them."""
-    for read in _READERS[file.format]:
+    for read in readers:
         with contextlib.suppress(_NotPlainError), _transaction(connection):
             _forget(connection, file.entity, file.source_file)
             counts = read(connection, file)
@@ -686,7 +714,7 @@ def _insert_parquet(
             )
     except (duckdb.OutOfMemoryException, duckdb.InterruptException):
         raise
-    except (duckdb.Error, pa.ArrowInvalid, OSError) as error:
+    except (duckdb.Error, *_PARQUET_ERRORS) as error:
         raise LandingError(
             f"{file.source_file} cannot be loaded as Parquet ({_first_line(error)}). "
             "If it is damaged or half-written, write it again, or move it out of the landing "
@@ -771,7 +799,7 @@ def _insert_malformed_block(
     table = pa.table(
         {
             "line_number": [number for number, _, _ in malformed],
-            "line": [_readable(line[:_KEPT_OF_MALFORMED_LINE]) for _, line, _ in malformed],
+            "line": [readable(line[:_KEPT_OF_MALFORMED_LINE]) for _, line, _ in malformed],
             "error": [error for _, _, error in malformed],
         }
     )
@@ -789,7 +817,7 @@ def _read_header(lines: "_NumberedLines", file: LandingFile) -> _CsvShape:
             f"{file.source_file} has no header line. Its first line has to name the columns; "
             f"required are {', '.join(file.entity.required)}."
         )
-    if not _is_utf8(text) or "\0" in text:
+    if not is_utf8(text) or "\0" in text:
         raise LandingError(
             f"{file.source_file}: the header is not UTF-8 text. Save the file as CSV in UTF-8, "
             "or move it out of the landing folder."
@@ -821,7 +849,8 @@ def _read_header(lines: "_NumberedLines", file: LandingFile) -> _CsvShape:
     header = split(delimiter)
     if not header:
         raise LandingError(
-            f"{file.source_file}: the header has a quote in the wrong place: {text.strip()!r}. "
+            f"{file.source_file}: the header has a quote in the wrong place: "
+            f"{text.strip()[:_LONGEST_ERROR]!r}. "
             "Its first line has to name the columns."
         )
     # A delimiter at the end of every line makes a last column without a name, which is no clash.
@@ -931,7 +960,7 @@ def _take_record(
 def _problem_with_line(text: str, n_values: int, n_columns: int) -> str | None:
     if len(text) >= _LONGEST_LINE:
         return f"The line is longer than {_LONGEST_LINE:,} characters."
-    if not _is_utf8(text):
+    if not is_utf8(text):
         return "The line is not UTF-8."
     if text and n_values != n_columns:
         return f"Expected {n_columns} columns, found {n_values}."
@@ -1015,7 +1044,7 @@ def _read_json_lines_carefully(connection: duckdb.DuckDBPyConnection, file: Land
         table = pa.table(
             {
                 "line_number": range(first_number, first_number + len(block)),
-                "line": [_readable(line.rstrip("\r\n")) for line in block],
+                "line": [readable(line.rstrip("\r\n")) for line in block],
                 "error": pa.array([_problem_with_line(line, 1, 1) for line in block], pa.string()),
             }
         )
@@ -1105,7 +1134,7 @@ def _spellings(entity: Entity, keys: Iterable[str]) -> dict[str, list[str]]:
 class _NumberedLines:
     """The lines of a text file with the number of the last one taken, counted from 1.
 
-    Lines keep their ends. Bytes that are not UTF-8 become surrogates, see _is_utf8.
+    Lines keep their ends. Bytes that are not UTF-8 become surrogates, see is_utf8.
     """
 
     def __init__(self, file: LandingFile) -> None:
@@ -1172,20 +1201,6 @@ def _blocks_of_lines(file: LandingFile) -> Iterator[list[str]]:
             yield lines
     if rest:
         yield [rest]
-
-
-def _is_utf8(text: str) -> bool:
-    """Say whether a text that was decoded with surrogateescape held nothing but UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _readable(text: str) -> str:
-    """Return the text with bytes that are not UTF-8 written as \\xff."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _count_plain_lines(file: LandingFile, *, quotes_count: bool) -> int:
@@ -1473,6 +1488,11 @@ def _settings(connection: duckdb.DuckDBPyConnection, **settings: object) -> Iter
         connection.execute(f"set {name} = ?", [value])
     try:
         yield
+    except duckdb.Error:
+        # After an error, a transaction takes nothing but its end.
+        with contextlib.suppress(duckdb.Error):
+            connection.execute("rollback")
+        raise
     finally:
         for name, value in former.items():
             connection.execute(f"set {name} = ?", [value])
@@ -1495,11 +1515,13 @@ def _identifier(name: str) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    """Return what an error says first; damaged files get their bytes into messages of readers."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line[:_LONGEST_ERROR])
 
 
 # Ways of reading in the order in which they are tried; only the last has to answer.
-_READERS: Mapping[str, Sequence[Callable[[duckdb.DuckDBPyConnection, LandingFile], _Counts]]] = {
+_READERS: Mapping[str, Sequence[_Reader]] = {
     "csv": (_read_plain_csv, _read_csv_carefully),
     "json lines": (_read_plain_json_lines, _read_json_lines_carefully),
     "parquet": (_read_parquet,),

@@ -5,6 +5,8 @@
 -- Sorting all events to find a few per cent is what costs. So keys that occur once are dropped
 -- first, by a hash of eight bytes; a collision only means one more key that is looked at.
 {% set near_key = 'user_id, product_id, event_type, order_id, session_id, quantity, rating' %}
+-- Files and rows last: which of several stays depends on what they say, not on where they stand.
+{% set order = 'event_at, price, other_values_hash, event_id, source_file, source_row' %}
 
 with
 
@@ -112,7 +114,7 @@ exact as (
     select
         *,
         row_number() over (
-            partition by event_id order by event_at, source_file, source_row
+            partition by event_id order by event_at, {{ near_key }}, {{ order }}
         ) > 1 as is_copy,
         min(event_on) over (partition by event_id) as first_told_on
     from suspects
@@ -145,7 +147,7 @@ near as (
         lag(event_on) over same_key as first_told_on
     from exact
     where not is_copy
-    window same_key as (partition by {{ near_key }} order by event_at, source_file, source_row)
+    window same_key as (partition by {{ near_key }} order by {{ order }})
 
 )
 

@@ -12,12 +12,19 @@ products as (
 
 ),
 
+names as (
+
+    {{ latest_names('products') }}
+
+),
+
 -- A value that cannot be read becomes NULL, and its product stays: without it, everything that was
 -- bought of it would be lost too. staging.repaired_values tells which values these were.
 typed as (
 
     select
         source_file,
+        coalesce(names.last_name, source_file) as last_name,
         source_row,
         {{ blank_to_null('product_id') }} as product_id,
         {{ clean_text('title') }} as title,
@@ -38,6 +45,7 @@ typed as (
         attributes,
         product_id as landed_product_id
     from products
+    left join names using (source_file)
 
 ),
 

@@ -9,10 +9,17 @@ users as (
 
 ),
 
+names as (
+
+    {{ latest_names('users') }}
+
+),
+
 typed as (
 
     select
         source_file,
+        coalesce(names.last_name, source_file) as last_name,
         source_row,
         {{ blank_to_null('user_id') }} as user_id,
         {{ clean_text('country') }} as country,
@@ -21,6 +28,7 @@ typed as (
         attributes,
         user_id as landed_user_id
     from users
+    left join names using (source_file)
 
 ),
 
