@@ -440,8 +440,8 @@ class Tally:
         """Over all steps."""
         return sum(self.survived.values())
 
-    def killed(self, moment: Moment, witness: Witness, may_show: set[str | None]) -> None:
-        """Look after a kill; remember what is wrong and go on."""
+    def killed(self, moment: Moment, witness: Witness, may_show: set[str | None]) -> Shown | None:
+        """Look after a kill; remember what is wrong and go on. May show anything if it is empty."""
         self.kills[moment.step] = self.kills.get(moment.step, 0) + 1
         self.survived.setdefault(moment.step, 0)
         try:
@@ -450,9 +450,10 @@ class Tally:
             assert seen <= may_show or not may_show, f"{seen} is shown, not one of {may_show}"
         except Exception as error:
             self.problems.append(f"killed {moment}: {error!r}")
-            return
+            return None
         self.survived[moment.step] += 1
         self.n_split += not shown.is_same
+        return shown
 
     def mended(self, ended: Ended, witness: Witness) -> Shown | None:
         """Look after the next run."""
@@ -494,20 +495,23 @@ def kill_publishing(
     longest = time.monotonic() - started
     chosen = random.Random(seed)
     waiting = moments(PUBLISH_STEPS, 2 * n_kills, longest_seconds=0.8 * longest, seed=seed)
+    before: Shown | None = witness.look()
     while tally.n_kills < n_kills and waiting:
         moment = waiting.pop()
         taste += 1
         arguments = (publish_taste, witness.home, witness.redis_url, taste, n_users)
-        before = witness.look()
         ended = run_child(context, log, moment, *arguments)
         if not ended.was_killed:
             assert ended.code == 0, ended.said
+            before = witness.look()
             continue
-        with witness._warehouse() as warehouse:
-            staged = versions.staged_version(warehouse).version
-        may_show = {before.warehouse, before.snapshot, before.redis, staged}
-        tally.killed(moment, witness, may_show)
+        may_show: set[str | None] = set()
+        if before is not None:
+            with witness._warehouse() as warehouse:
+                staged = versions.staged_version(warehouse).version
+            may_show = {before.warehouse, before.snapshot, before.redis, staged}
+        before = tally.killed(moment, witness, may_show)
         if chosen.random() < 1 / 3 or tally.n_kills == n_kills:
-            tally.mended(run_child(context, log, None, *arguments), witness)
+            before = tally.mended(run_child(context, log, None, *arguments), witness)
         progress(f"{tally.n_kills} of {n_kills} kills while publishing")
     return tally
