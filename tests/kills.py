@@ -141,6 +141,11 @@ def children(*preload: str) -> Any:
 
     A program has one such process: the first call that leads to a child decides.
     """
+    # The process does not take over our sys.path, and passes over what it cannot import in silence.
+    paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [*paths, *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["kills", "publish_preloaded", *preload])
     return context
