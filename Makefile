@@ -35,14 +35,14 @@ $(READY): requirements.lock pyproject.toml
 	@touch $(READY)
 
 $(DAGSTER_HOME)/dagster.yaml: orchestration/dagster.yaml
-	@mkdir -p $(@D) && cp $< $@
+	@umask 027 && mkdir -p $(@D) && cp $< $@
 
 # The main job on the bundled shop; tables, files and Redis under $(RECMART_HOME).
 demo: $(READY) $(DAGSTER_HOME)/dagster.yaml
 	$(BIN)/python -m orchestration.demo
 
 ui: $(READY) $(DAGSTER_HOME)/dagster.yaml
-	$(BIN)/dagster dev -w workspace.yaml
+	umask 027 && $(BIN)/dagster dev --host 127.0.0.1 -w workspace.yaml
 
 test: $(READY)
 	$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet . && $(BIN)/mypy

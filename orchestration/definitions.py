@@ -16,6 +16,7 @@ from orchestration.settings import (
     Settings,
     code_version,
     from_environment,
+    keep_private,
 )
 
 
@@ -59,4 +60,5 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     )
 
 
+keep_private()
 defs = build_definitions(from_environment())
