@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import duckdb
 import pytest
 import redis
 from lines import write_files
@@ -123,3 +124,11 @@ def test_the_interface_listens_on_this_machine_alone():
     ).stdout
 
     assert "dagster dev --host 127.0.0.1" in recipe
+
+
+def test_the_installed_duckdb_writes_no_encrypted_files_as_the_page_on_security_says(tmp_path):
+    with (
+        duckdb.connect() as connection,
+        pytest.raises(duckdb.Error, match="read-only crypto module"),
+    ):
+        connection.execute(f"attach '{tmp_path / 'a.duckdb'}' (encryption_key 'k')")
