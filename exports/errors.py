@@ -4,6 +4,7 @@ Belongs here: the exception classes of `exports`. Does not belong here: their wo
 where the facts are known.
 """
 
+import re
 from urllib.parse import urlsplit, urlunsplit
 
 
@@ -28,3 +29,29 @@ def without_password(url: str) -> str:
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def redis_remedy(text: str) -> str | None:
+    """What to do about an error of Redis or TLS that loader and reader can both meet.
+
+    Args:
+        text: The error's words; of a missing right those of Redis 6 or 7.
+
+    Returns:
+        A sentence, or None for any other error.
+    """
+    said = text.lower()
+    if "no permissions" in said:
+        command = re.search(r"run the '([^']+)' command", said)
+        right = f"+{command[1]}" if command else "~recmart:*"
+        return (
+            f"Its user lacks the right {right}: grant it with ACL SETUSER; docs/redis.md lists "
+            "all that a publisher and a reader need."
+        )
+    if "certificate verify failed" in said:
+        return (
+            "Its certificate is not trusted: name the file of the authority that signed it "
+            "(?ssl_ca_certs=/path/ca.pem at the end of the URL, or SSL_CERT_FILE in the "
+            "environment), and the host for which it was made."
+        )
+    return None

@@ -326,8 +326,9 @@ def _write_manifest(
     path = folder / MANIFEST
     path.write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
     for name in (*names, MANIFEST):
-        # A client that opens the snapshot for writing would lock all others out.
-        (folder / name).chmod(0o444)
+        # A client that opens the snapshot for writing would lock all others out. Who may read it
+        # is what the process decided for new files.
+        (folder / name).chmod((folder / name).stat().st_mode & 0o444)
         _sync(folder / name)
     _sync(folder)
     return manifest

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from exports.errors import ReaderError, without_password
+from exports.errors import ReaderError, redis_remedy, without_password
 from exports.lists import (
     ON_SALE,
     POINTER,
@@ -304,7 +304,12 @@ class _RedisLists:
                 known = version
                 version, manifest, values = self._fetch(known, wanted)
         except self._errors as error:
-            raise ReaderError(f"Redis at {self._url} does not answer: {error}.") from error
+            remedy = redis_remedy(str(error))
+            raise ReaderError(
+                f"Redis at {self._url} cannot be used: {error}. {remedy}"
+                if remedy
+                else f"Redis at {self._url} does not answer: {error}."
+            ) from error
         self._version = known
         if manifest is None and None in values.values():
             raise ReaderError(

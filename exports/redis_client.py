@@ -16,7 +16,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from exports.errors import RedisLoadError, without_password
+from exports.errors import RedisLoadError, redis_remedy, without_password
 
 UNCHANGED = "Readers keep the version they have."
 
@@ -38,7 +38,6 @@ _REMEDIES = {
     "OOM": "Its memory is full: raise maxmemory, or keep fewer versions.",
     "NOAUTH": "It wants a password: set REDIS_URL to redis://user:password@host:port/0.",
     "WRONGPASS": "User or password is wrong: correct them in REDIS_URL.",
-    "NOPERM": "Its user may not do that: grant the rights named in exports/redis_load.py.",
     "READONLY": "It is a replica: set REDIS_URL to the primary.",
     "MISCONF": "It cannot save to its disk and therefore refuses writes: free disk space there.",
     "LOADING": "It is still reading its data from disk: run again in a minute.",
@@ -50,7 +49,6 @@ _CODES: dict[type[Exception], str] = {
     redis.OutOfMemoryError: "OOM",
     redis.ReadOnlyError: "READONLY",
     redis.BusyLoadingError: "LOADING",
-    redis.exceptions.NoPermissionError: "NOPERM",
 }
 
 
@@ -84,12 +82,14 @@ def explained(error: Exception | str, redis_url: str) -> RedisLoadError:
     )
     if isinstance(error, redis.AuthenticationError) and code not in _REMEDIES:
         code = "NOAUTH" if "required" in text.lower() else "WRONGPASS"
+    if remedy := redis_remedy(text):
+        return RedisLoadError(f"{where} cannot be used: {text}. {remedy} {UNCHANGED}")
     if code in _REMEDIES:
         return RedisLoadError(f"{where} refused: {text}. {_REMEDIES[code]} {UNCHANGED}")
     if isinstance(error, (redis.ConnectionError, redis.TimeoutError, OSError)):
         return RedisLoadError(
-            f"{where} does not answer ({text}). Start it, or set REDIS_URL to one that runs, and "
-            f"run again. {UNCHANGED}"
+            f"{where} does not answer ({text}). Start it, or set REDIS_URL to one that runs "
+            f"(rediss:// where it speaks TLS, redis:// where not), and run again. {UNCHANGED}"
         )
     return RedisLoadError(f"{where} refused: {text}. {UNCHANGED}")
 

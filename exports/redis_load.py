@@ -27,8 +27,7 @@ Limits: one Redis server (a cluster would put a version's hashes on different on
 not evict: `allkeys-*`, and `volatile-*` as soon as keys have a TTL, drop keys of the live version
 when memory runs out, without an error.
 
-Rights of the publishing user: ~recmart:* +ping +hello +auth +select +info +get +set +hset +hmget
-+hlen +expire +persist +unlink +scan +ttl.
+What rights its user needs stands in docs/redis.md, and is tested.
 """
 
 import json

@@ -27,6 +27,7 @@ from orchestration.settings import (
     Settings,
     code_version,
     from_environment,
+    keep_private,
 )
 
 
@@ -90,4 +91,5 @@ def _held_by_one_run(warehouse: Warehouse) -> dg.ResourceDefinition:
     return held
 
 
+keep_private()
 defs = build_definitions(from_environment())

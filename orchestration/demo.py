@@ -9,7 +9,7 @@ from pathlib import Path
 
 import duckdb
 
-from orchestration.settings import REPOSITORY, Settings, from_environment
+from orchestration.settings import REPOSITORY, Settings, from_environment, keep_private
 
 TITLES = """
     select lists.user_id, lists.rank, products.title, lists.source, lists.reason
@@ -47,10 +47,13 @@ def main() -> int:
     parser.add_argument("--job", default="daily_recommendations")
     job = parser.parse_args().job
     settings = from_environment()
+    keep_private()
     dagster_home = Path(os.environ.setdefault("DAGSTER_HOME", str(settings.home / "dagster")))
     dagster_home.mkdir(parents=True, exist_ok=True)
     if not (dagster_home / "dagster.yaml").exists():
-        shutil.copy(REPOSITORY / "orchestration" / "dagster.yaml", dagster_home)
+        shutil.copyfile(
+            REPOSITORY / "orchestration" / "dagster.yaml", dagster_home / "dagster.yaml"
+        )
     # Imported here: DAGSTER_HOME must be set first, and the import takes seconds.
     import dagster as dg
     from sqlalchemy.exc import OperationalError

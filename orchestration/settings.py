@@ -57,6 +57,15 @@ def from_environment() -> Settings:
     )
 
 
+def keep_private() -> None:
+    """Let what this process writes be read by its user and group alone, whatever its umask is.
+
+    Customers' ids are in the warehouse, in what is published and in the logs. A folder that is
+    there already keeps its rights.
+    """
+    os.umask(os.umask(0o077) | 0o027)
+
+
 def code_version() -> str:
     """The release, and the commit where the code is a checkout."""
     release = version("recmart")

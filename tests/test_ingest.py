@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import json
+import os
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -807,6 +808,13 @@ def test_a_file_that_cannot_be_opened_is_named(warehouse, shop):
     (shop / "events" / "a.csv").symlink_to(shop / "gone.csv")
 
     with pytest.raises(LandingError, match=r"events/a.csv cannot be opened: No such file"):
+        load(warehouse, shop)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(warehouse, shop):
+    os.mkfifo(shop / "events" / "a.csv")
+
+    with pytest.raises(LandingError, match=r"events/a\.csv is a pipe, socket or device"):
         load(warehouse, shop)
 
 

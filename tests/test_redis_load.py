@@ -1,28 +1,19 @@
 """Loading Redis: every list arrives as it is in the table, or a sentence says why not."""
 
-import datetime as dt
-import ipaddress
 import json
 import os
-import selectors
 import signal
-import socket
-import ssl
-import threading
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import suppress
 
 import duckdb
 import pyarrow as pa
 import pytest
 import redis
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from publishing_for_tests import STRANGE_IDS, make_shop, stage
+from tls_for_tests import make_authority, tls_in_front_of
 
 from exports import redis_client, redis_load
 from exports.errors import RedisLoadError
@@ -515,29 +506,6 @@ def test_a_password_is_asked_for_and_taken_from_the_url(warehouse, client, redis
         client.config_set("requirepass", "")
 
 
-PUBLISHER_RIGHTS = (
-    redis_load.__doc__.split("Rights of the publishing user: ")[1].rstrip(".\n").split()
-)
-
-
-def test_the_rights_in_the_docs_are_enough_and_all_needed(warehouse, client, redis_url):
-    client.execute_command("ACL", "SETUSER", "publisher", "on", ">pw", *PUBLISHER_RIGHTS)
-    url = redis_url.replace("redis://", "redis://publisher:pw@")
-    try:
-        for taste in range(2):
-            make_shop(warehouse, taste=taste)
-            version = stage(warehouse)
-            load(warehouse, version, url)
-            load(warehouse, version, url)
-            redis_load.switch_redis(version.version, redis_url=url)
-        assert len(redis_load.remove_versions(redis_url=url, keep=[])) == 1
-        client.execute_command("ACL", "SETUSER", "publisher", "-scan")
-        with pytest.raises(RedisLoadError, match="Its user may not do that: grant the rights"):
-            redis_load.remove_versions(redis_url=url, keep=[])
-    finally:
-        client.execute_command("ACL", "DELUSER", "publisher")
-
-
 def test_the_database_number_of_the_url_is_used(warehouse, redis_url, client):
     version = stage(warehouse)
     url = redis_url.replace("/0", "/5")
@@ -549,90 +517,13 @@ def test_the_database_number_of_the_url_is_used(warehouse, redis_url, client):
     assert client.dbsize() == 0
 
 
-def make_certificate(folder):
-    private = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(private.public_key())
-        .serial_number(1)
-        .not_valid_before(dt.datetime(2020, 1, 1))
-        .not_valid_after(dt.datetime(2120, 1, 1))
-        .add_extension(address, critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(private, hashes.SHA256())
-    )
-    path = folder / "redis.pem"
-    path.write_bytes(
-        private.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        + certificate.public_bytes(serialization.Encoding.PEM)
-    )
-    return path
-
-
-@contextmanager
-def tls_in_front_of(redis_url, certificate):
-    """A TLS end in front of the server, whose program has none; gives the port."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    port = int(redis_url.split(":")[2].split("/")[0])
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def copy(accepted):
-        try:
-            outside = context.wrap_socket(accepted, server_side=True)
-        except (ssl.SSLError, OSError):
-            return
-        inside = socket.create_connection(("127.0.0.1", port))
-        with outside, inside, selectors.DefaultSelector() as selector, suppress_os_errors():
-            selector.register(outside, selectors.EVENT_READ, inside)
-            selector.register(inside, selectors.EVENT_READ, outside)
-            while True:
-                for ready, _ in selector.select():
-                    received = ready.fileobj.recv(1 << 14)
-                    if not received:
-                        return
-                    ready.data.sendall(received)
-                    while outside.pending():
-                        inside.sendall(outside.recv(1 << 14))
-
-    def accept():
-        with suppress_os_errors():
-            while True:
-                threading.Thread(target=copy, args=listener.accept()[:1], daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-
-
-@contextmanager
-def suppress_os_errors():
-    try:
-        yield
-    except OSError:
-        return
-
-
 def test_tls_carries_a_load_of_many_buffers(warehouse, client, redis_url, tmp_path):
     make_shop(warehouse, users=tuple(f"u{n}" for n in range(2000)))
     version = stage(warehouse)
-    certificate = make_certificate(tmp_path)
-    with tls_in_front_of(redis_url, certificate) as port:
-        url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate}"
+    authority = make_authority(tmp_path)
+    with tls_in_front_of(redis_url, authority.server) as port:
+        url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={authority.ca}"
         report = load(warehouse, version, url)
-        with pytest.raises(RedisLoadError, match=r"does not answer .*certificate verify failed"):
-            load(warehouse, version, f"rediss://127.0.0.1:{port}/0")
 
     assert report.n_bytes > 500_000
     assert redis_lists(client, version) == table_lists(warehouse, version)
@@ -824,7 +715,7 @@ def own_server(tmp_path):
     with redis.Redis.from_url(url) as client:
         process = client.info("server")["process_id"]
     yield embedded, url, process
-    with suppress_os_errors():
+    with suppress(OSError):
         os.kill(process, signal.SIGCONT)
     embedded.stop()
 
@@ -837,7 +728,7 @@ def test_a_server_killed_mid_load_is_a_sentence_and_the_next_load_succeeds(
     version = stage(warehouse)
 
     def kill(n_done, n_all):
-        with suppress_os_errors():
+        with suppress(OSError):
             os.kill(process, signal.SIGKILL)
 
     with pytest.raises(RedisLoadError, match="does not answer"):

@@ -55,6 +55,8 @@ _LONGEST_LINE = 16 * 2**20
 _LONGEST_HEADER = 100_000
 # Some ten thousand lines: few enough to be held as Python strings, many enough to insert at once.
 _CHARACTERS_PER_BLOCK = 2 * 2**20
+# A quote that is never closed gives back millions of lines at once.
+_MALFORMED_PER_BLOCK = 100_000
 # What raw.malformed_lines keeps of a line: enough to recognise it.
 _KEPT_OF_MALFORMED_LINE = 10_000
 _LONGEST_ERROR = 500
@@ -450,6 +452,12 @@ def _read(
 
 def _fingerprint(path: Path, source_file: str) -> tuple[str, int]:
     """Return the SHA-256 of a file's bytes, and their number."""
+    if path.exists() and not path.is_file():
+        # Reading a pipe would wait for a writer for ever.
+        raise LandingError(
+            f"{source_file} is a pipe, socket or device and no file. Write its content to a file, "
+            "and move it out of the landing folder."
+        )
     try:
         with path.open("rb") as stream:
             fingerprint = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -863,7 +871,7 @@ def _read_header(lines: "_NumberedLines", file: LandingFile) -> _CsvShape:
 def _parse_block(
     lines: "_NumberedLines", delimiter: str, n_columns: int
 ) -> tuple[list[int], list[list[str]], list[tuple[int, str, str]]]:
-    """Take the fetched lines, and those that belong to the last record, and parse them.
+    """Take fetched lines, and those that belong to the last record, and parse them.
 
     Returns:
         The line numbers of the records, their values column by column, and the malformed
@@ -876,7 +884,7 @@ def _parse_block(
     numbers: list[int] = []
     records: list[list[str]] = []
     malformed: list[tuple[int, str, str]] = []
-    while lines.fetched:
+    while lines.fetched and len(malformed) < _MALFORMED_PER_BLOCK:
         number = lines.number + 1
         line = lines.take()
         text = line.rstrip("\r\n")
