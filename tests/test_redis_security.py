@@ -14,7 +14,14 @@ from exports import redis_client
 from exports.errors import ReaderError, RedisLoadError
 from exports.placements import PLACEMENTS
 from exports.reader import Reader
-from exports.redis_load import current_redis, load_version, remove_versions, switch_redis
+from exports.redis_load import (
+    count_lists,
+    current_redis,
+    forget_users,
+    load_version,
+    remove_versions,
+    switch_redis,
+)
 from exports.redis_server import EmbeddedRedis
 from exports.versions import Version
 
@@ -105,6 +112,11 @@ def test_the_documented_rights_are_enough_for_all_that_publisher_and_reader_do(
     second = publish(warehouse, publisher, ttl_seconds=ttl_seconds)
     # Loaded and verified once more, and not sent again.
     assert publish(warehouse, publisher, ttl_seconds=ttl_seconds).version == second.version
+
+    for table in ("recommendations", "buy_again", "anchors", "bought"):
+        warehouse.execute(f"delete from serving.{table} where user_id = 'bob'")
+    forget_users(warehouse, second, ["bob"], redis_url=publisher)
+    assert set(count_lists(redis_url=publisher, user_id="bob").values()) == {0, 1}
 
     assert current_redis(redis_url=publisher) == second.version
     assert remove_versions(redis_url=publisher, keep=[]) == [first.version]
