@@ -90,7 +90,14 @@ def main() -> int:
     for problem in problems:
         say(f"does not hold: {problem}")
     if set(chosen.only) == set(PARTS):
-        chosen.page.write_text(_page(sections, problems, chosen, (time.monotonic() - started) / 60))
+        chosen.page.write_text(
+            _page(
+                [sections[part] for part in PARTS],
+                problems,
+                chosen,
+                (time.monotonic() - started) / 60,
+            )
+        )
         say(f"{chosen.page} is written")
     return bool(problems)
 
@@ -341,7 +348,10 @@ PARTS: dict[str, Callable[[Path, argparse.Namespace], tuple[str, list[str]]]] = 
 def _page(
     sections: list[str], problems: list[str], chosen: argparse.Namespace, minutes: float
 ) -> str:
-    arguments = f"--kills {chosen.kills} --line-kills {chosen.line_kills}"
+    arguments = (
+        f"--kills {chosen.kills} --line-kills {chosen.line_kills}"
+        f" --first-kills {chosen.first_kills}"
+    )
     held = "Everything held."
     if problems:
         held = "**Not everything held:**\n\n" + "\n".join(f"- {each}" for each in problems)
