@@ -17,14 +17,12 @@ from ml_assets.frames import (
     HOLDOUT,
     LEARNING_CURVE,
     LIST_TABLES,
-    MARGIN_CURVE,
     METRICS,
     NEIGHBOURS,
     POPULARITY,
     PRODUCTS,
     PRODUCTS_BY_CATEGORY,
     RECOMMENDATIONS,
-    RULE_COST,
     SCORED_POPULARITY,
     SIGNALS,
     USERS,
@@ -732,71 +730,38 @@ def prices_of_rules(
     warehouse: dg.ResourceParam[Warehouse],
 ) -> Iterator[dg.Output[pl.DataFrame]]:
     """Make the lists of the last weeks again without each rule, and with margins weighed."""
-    from ml_assets.backtest import look_back
-    from ml_assets.rule_cost import price_rules
-    from ml_assets.rule_set import days_between
-    from ml_assets.rules import compile_rules, count_rows, read_rules_in_force
-    from ml_assets.signal_matrix import CannotFitError
+    from ml_assets.rule_cost import price_warehouse
 
     holdout_from, as_of = _days(warehouse)
     settings = recommender.in_force(warehouse).as_settings()
     settings["evaluated_users"] = min(settings["evaluated_users"], USERS_OF_A_CURVE)
-    cost, curve = pl.DataFrame(schema=RULE_COST), pl.DataFrame(schema=MARGIN_CURVE)
-    metadata: dict[str, Any] = {}
     with warehouse.connect() as connection:
-        rules = read_rules_in_force(connection)
-        margins = connection.sql("select product_id, margin from marts.products").pl()
-        if not rules and margins["margin"].n_unique() < 2:
-            metadata["skipped"] = "there are no rules, and no margins to weigh"
-        else:
-            last_on = signals.select("user_id", "product_id", last_on=pl.col("last_at").dt.date())
-            try:
-                past = look_back(
-                    signals=signals,
-                    holdout=holdout,
-                    products=products,
-                    popularity=popularity,
-                    holdout_from=holdout_from,
-                    as_of=as_of,
-                    settings=settings,
-                )
-                found = price_rules(
-                    past,
-                    rules,
-                    compile_rules=lambda some, matrix: compile_rules(
-                        connection,
-                        some,
-                        matrix=matrix,
-                        days_since=lambda: days_between(matrix, last_on, day=holdout_from),
-                        terms=lambda: past.terms,
-                        as_of=as_of,
-                        top_n=settings["top_n"],
-                        seed=settings["seed"],
-                    ),
-                    margin=past.matrix.product_ids.to_frame()
-                    .join(margins, on="product_id", how="left", maintain_order="left")["margin"]
-                    .fill_null(float("nan"))
-                    .to_numpy(),
-                    settings=settings,
-                    progress=context.log.info,
-                )
-                cost = count_rows(connection, found.rules)
-                curve = found.margin
-                metadata |= {f"not_priced_{name}": why for name, why in found.skipped.items()}
-            except CannotFitError as reason:
-                context.log.warning(f"not measured: {reason}")
-                metadata["skipped"] = str(reason)
-    shown = cost.select(
+        found = price_warehouse(
+            connection,
+            signals=signals,
+            holdout=holdout,
+            products=products,
+            popularity=popularity,
+            holdout_from=holdout_from,
+            as_of=as_of,
+            settings=settings,
+            progress=context.log.info,
+        )
+    shown = found.rules.select(
         "rule_id", "action", "n_kept_off", "n_moved", "n_placed",
         pl.col("^(ndcg|diversity|margin)_(with|without)$").round(4),
     )  # fmt: skip
+    metadata = {f"not_priced_{name}": why for name, why in found.skipped.items()}
     yield dg.Output(
-        cost, "rule_cost", metadata=metadata | {"rules": dg.MetadataValue.md(markdown_table(shown))}
+        found.rules,
+        "rule_cost",
+        metadata={**metadata, "rules": dg.MetadataValue.md(markdown_table(shown))},
     )
+    curve = found.margin.select(pl.all().round(4))
     yield dg.Output(
-        curve,
+        found.margin,
         "margin_curve",
-        metadata={"curve": dg.MetadataValue.md(markdown_table(curve.select(pl.all().round(4))))},
+        metadata={"curve": dg.MetadataValue.md(markdown_table(curve))},
     )
 
 

@@ -4,6 +4,7 @@
     from ml.why_not('12977', '22423')                  -- why is it not on the list?
     from ml.score_shares                               -- of every published row
     from ml.blended(0.5, 0.5)                          -- and with other weights?
+    from ml.candidate_fates                            -- what became of each candidate?
     from marts.degradation                             -- how much is served by what?
 
 The shares of an explanation add up to the published score. A score is
@@ -412,6 +413,32 @@ _WHY_NOT = """
     select reason, detail from answers order by position
 """
 
+# Each candidate once: published, kept off by a rule, or behind the last that was taken.
+_FATES = """
+    create or replace view ml.candidate_fates as
+    with
+    removed as (
+        select user_id, product_id, min(rule_id) as rule_id
+        from ml.rule_ledger
+        where new_rank is null
+        group by user_id, product_id
+    )
+    select
+        candidates.user_id,
+        candidates.product_id,
+        candidates.rank as old_rank,
+        lists.rank as new_rank,
+        case when lists.rank is null then removed.rule_id end as rule_id,
+        case
+            when lists.rank is not null then 'published'
+            when removed.rule_id is not null then 'kept off by a rule'
+            else 'behind the last that was taken'
+        end as fate
+    from ml.candidates as candidates
+    left join ml.recommendations as lists using (user_id, product_id)
+    left join removed using (user_id, product_id)
+"""
+
 _DEGRADATION = """
     create or replace view marts.degradation as
     select
@@ -468,5 +495,6 @@ def create_macros(
         _SHARES.format(explained=explained("select user_id, product_id from ml.recommendations"))
     )
     connection.execute(_WHY_NOT)
+    connection.execute(_FATES)
     connection.execute("create schema if not exists marts")
     connection.execute(_DEGRADATION)

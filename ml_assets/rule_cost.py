@@ -8,22 +8,24 @@ to the fold's day.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any
 
+import duckdb
 import numpy as np
 import polars as pl
 import scipy.sparse as sp
 
-from ml_assets.backtest import Past, chain_for_all, fit_blend
+from ml_assets.backtest import Past, chain_for_all, fit_blend, look_back
 from ml_assets.evaluation import PerUser, accuracy, diversity, find, mean_of_places
 from ml_assets.frames import MARGIN_CURVE, RULE_COST
 from ml_assets.intervals import Draws, Resampled, draw_users, resample
 from ml_assets.recommend import Hybrid, propose
-from ml_assets.rule_set import Rule, RulesError, RuleSet
+from ml_assets.rule_set import Rule, RulesError, RuleSet, days_between
 from ml_assets.ruled_lists import apply_rules
-from ml_assets.rules import ALL_RULES, in_order
+from ml_assets.rules import ALL_RULES, compile_rules, count_rows, in_order, read_rules_in_force
 from ml_assets.scoring import NOTHING, Progress
-from ml_assets.signal_matrix import SignalMatrix
+from ml_assets.signal_matrix import CannotFitError, SignalMatrix
 
 # Of a margin rule: how many deviations of taste a deviation of margin is worth.
 KNOB = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
@@ -47,11 +49,78 @@ class Prices:
     skipped: dict[str, str]
 
 
+def price_warehouse(
+    connection: duckdb.DuckDBPyConnection,
+    *,
+    signals: pl.DataFrame,
+    products: pl.DataFrame,
+    holdout_from: date,
+    as_of: date,
+    settings: Mapping[str, Any],
+    progress: Progress,
+    **fold: pl.DataFrame,
+) -> Prices:
+    """`price_rules` for the rules in force, with what the ledger counts of today's lists.
+
+    Args:
+        connection: The warehouse, for writing temporary tables.
+        signals: DATED_SIGNALS at the end of `holdout_from`.
+        products: PRODUCTS.
+        holdout_from: See `backtest.look_back`.
+        as_of: Likewise.
+        settings: As of `price_rules`.
+        progress: Likewise.
+        fold: `holdout` and `popularity`, see `backtest.look_back`.
+    """
+    rules = read_rules_in_force(connection)
+    margins = connection.sql("select product_id, margin from marts.products").pl()
+    nothing = (pl.DataFrame(schema=RULE_COST), pl.DataFrame(schema=MARGIN_CURVE))
+    if not rules and margins["margin"].n_unique() < 2:
+        return Prices(*nothing, {"anything": "there are no rules, and no margins to weigh"})
+    last_on = signals.select("user_id", "product_id", last_on=pl.col("last_at").dt.date())
+    try:
+        past = look_back(
+            signals=signals,
+            products=products,
+            holdout_from=holdout_from,
+            as_of=as_of,
+            settings=settings,
+            **fold,
+        )
+    except CannotFitError as reason:
+        return Prices(*nothing, {"anything": str(reason)})
+
+    def compiled(some: Sequence[Rule], matrix: SignalMatrix) -> RuleSet | None:
+        return compile_rules(
+            connection,
+            some,
+            matrix=matrix,
+            days_since=lambda: days_between(matrix, last_on, day=holdout_from),
+            terms=lambda: past.terms,
+            as_of=as_of,
+            top_n=settings["top_n"],
+            seed=settings["seed"],
+        )
+
+    margins = past.matrix.product_ids.to_frame().join(
+        margins, on="product_id", how="left", maintain_order="left"
+    )
+    found = price_rules(
+        past,
+        rules,
+        compiled=compiled,
+        margin=margins["margin"].fill_null(float("nan")).to_numpy(),
+        settings=settings,
+        progress=progress,
+    )
+    return replace(found, rules=count_rows(connection, found.rules))
+
+
 def price_rules(
     past: Past,
     rules: Sequence[Rule],
     *,
-    compile_rules: Compile,
+    compiled: Compile,
     margin: np.ndarray,
     settings: Mapping[str, Any],
     progress: Progress,
@@ -61,12 +130,12 @@ def price_rules(
     Args:
         past: The fold.
         rules: Those in force.
-        compile_rules: Turns them into arrays.
+        compiled: Turns them into arrays.
         margin: `(n_items,)` float64, NaN where it is not known.
         settings: As of `backtest.backtest`, with `candidates` and `top_n`.
         progress: Told what is being measured.
     """
-    lists = _Lists(past, compile_rules, margin, settings)
+    lists = _Lists(past, compiled, margin, settings)
     ruled = lists.figures(rules)
     skipped: dict[str, str] = {}
     rows = []
@@ -125,9 +194,9 @@ class _Lists:
     """Lists of the users of the fold who have a past, by any rules."""
 
     def __init__(
-        self, past: Past, compile_rules: Compile, margin: np.ndarray, settings: Mapping[str, Any]
+        self, past: Past, compiled: Compile, margin: np.ndarray, settings: Mapping[str, Any]
     ) -> None:
-        self._past, self._compile, self._settings = past, compile_rules, settings
+        self._past, self._compiled, self._settings = past, compiled, settings
         known = np.flatnonzero(past.questions.is_known)
         self._matrix = past.questions.matrix.for_users(known)
         self._relevant = sp.csr_matrix(past.questions.relevant[known])
@@ -147,7 +216,7 @@ class _Lists:
         Raises:
             RulesError: if the rules make no sense for this fold.
         """
-        compiled = self._compile(rules, self._matrix)
+        compiled = self._compiled(rules, self._matrix)
         bought, n = self._matrix.bought, self._settings["top_n"]
         proposed = propose(
             self._hybrid,

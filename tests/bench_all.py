@@ -305,7 +305,7 @@ def _page(found: dict[str, list[Section]], command: str, minutes: float) -> str:
         " on the machine, ratios less so: they are multiples of the row that has 1.00. Memory on"
         " top is the most that a run took beside its input.\n"
     )
-    by_importance = ("line", "factors", "item_item", "hybrid", "tables", "redis")
+    by_importance = ("line", "factors", "item_item", "hybrid", "rules", "tables", "redis")
     sections = [section for stage in by_importance for section in found[stage]]
     return "\n".join([head, *map(as_markdown, sections)])
 

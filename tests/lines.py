@@ -77,6 +77,24 @@ def write_files(folder: Path, **files: str | bytes) -> None:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def unexplained(line):
+    """Published rows whose shares do not add up to the score, and how many there are in all."""
+    return line.query(
+        """
+        with explained as (
+            select user_id, product_id, sum(share) as score from ml.score_shares group by all
+        )
+        select
+            count(*) filter (
+                explained.score is null or abs(lists.score - explained.score) > 1e-5
+            ),
+            count(*)
+        from ml.recommendations as lists
+        left join explained using (user_id, product_id)
+        """
+    )[0]
+
+
 def why_it_failed(result: dg.ExecuteInProcessResult) -> str:
     """The sentences that the person who started the run reads."""
     assert not result.success

@@ -17,6 +17,8 @@ from tempfile import TemporaryDirectory
 from bench_all import say
 from bench_measure import machine
 from faults import DISK_MEGABYTES, FAULTS, can_mount, disk_full, place_in
+from fuzzing import Tally as Tally_of_damage
+from fuzzing import as_markdown, fuzz
 from kill_line import DailyShop, kill_line, line_faults
 from kills import RANDOM, Tally, Witness, children, kill_publishing, publish_taste, run_child
 from switching import switch_under_readers
@@ -108,6 +110,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--line-kills", type=int, default=40, help="of those, whole lines (40)")
     parser.add_argument("--first-kills", type=int, default=6, help="of those, first runs (6)")
     parser.add_argument("--switches", type=int, default=100, help="under readers (100)")
+    parser.add_argument("--folders", type=int, default=80, help="with damaged files (80)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
     parser.add_argument("--folder", type=Path, help="where homes are made (the system's)")
@@ -334,10 +337,39 @@ Again: `PYTHONPATH=tests python -m stress --only suite`
     return text, problems
 
 
+def inputs(_: Path, chosen: argparse.Namespace) -> tuple[str, list[str]]:
+    """Landing folders with damaged files."""
+    found: dict[str, Tally_of_damage] = {}
+    problems = []
+    try:
+        found = fuzz(chosen.folders, chosen.seed)
+    except AssertionError as error:
+        problems.append(f"a damaged file: {error}")
+    n_files = sum(each.files for each in found.values())
+    n_lost = sum(each.lost for each in found.values())
+    text = f"""\
+## Damaged input
+
+{chosen.folders} landing folders of about thirty files each, most of them damaged, are loaded and go
+through staging, then once more, then with their rows in another order. Each record has to be
+accepted or rejected with a reason, a file that cannot be read has to be named while all others are
+loaded, and neither the second load nor the order may change anything.
+
+**{n_files:,} files; records lost: {n_lost:,}.**
+
+{as_markdown(found)}
+
+Again: `PYTHONPATH=tests python -m stress --only inputs --folders {chosen.folders} \
+--seed {chosen.seed}`
+"""
+    return text, problems
+
+
 PARTS: dict[str, Callable[[Path, argparse.Namespace], tuple[str, list[str]]]] = {
     "kills": kills,
     "faults": faults,
     "switches": switches,
+    "inputs": inputs,
     "suite": suite,
 }
 

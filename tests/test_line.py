@@ -13,7 +13,7 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 import pytest
-from lines import Line, line_in, why_it_failed, write_files
+from lines import Line, line_in, unexplained, why_it_failed, write_files
 
 from exports.placements import PLACEMENTS
 from exports.reader import Reader
@@ -180,24 +180,6 @@ def test_the_published_lists_can_be_blended_again_in_sql(shop):
 def quoted(text):
     """As SQL has it."""
     return "'" + text.replace("'", "''") + "'"
-
-
-def unexplained(line):
-    """Published rows whose shares do not add up to the score, and how many there are in all."""
-    return line.query(
-        """
-        with explained as (
-            select user_id, product_id, sum(share) as score from ml.score_shares group by all
-        )
-        select
-            count(*) filter (
-                explained.score is null or abs(lists.score - explained.score) > 1e-5
-            ),
-            count(*)
-        from ml.recommendations as lists
-        left join explained using (user_id, product_id)
-        """
-    )[0]
 
 
 def test_the_shares_of_every_published_row_add_up_to_its_score(shop):
@@ -962,6 +944,13 @@ def test_no_published_row_breaks_a_rule_and_every_candidate_is_accounted_for(sho
         """
     )
     assert lost == 0
+    fates = dict(copy.query("select fate, count(*) from ml.candidate_fates group by fate"))
+    assert set(fates) == {
+        "published",
+        "kept off by a rule",
+        "behind the last that was taken",
+    }
+    assert sum(fates.values()) == copy.value("select count(*) from ml.candidates")
     actions = dict(copy.query("select action, count(*) from ml.rule_ledger group by action"))
     assert set(actions) == set(ACTIONS)
     # What stands in the ledger as removed is not shown, what moved is where it says.
