@@ -111,6 +111,15 @@ def fill_tables(connection: duckdb.DuckDBPyConnection, *, n_users: int, top_n: i
     )
     connection.execute(
         """
+        create table ml.scored_users as
+        select distinct user_id, 0::bigint as inputs_hash, 0::bigint as rules_hash
+        from ml.recommendations;
+        create table ml.scored_products as
+        select product_id, true as is_available, 'none' as model_hash from marts.products
+        """
+    )
+    connection.execute(
+        """
         create table ml.similar_products as
         select 'p' as product_id, 1 as rank, 'q' as similar_product_id, 1.0 as score,
             'similar' as source;

@@ -73,9 +73,9 @@ def sections(*, n_users: int, n_items: int, n_runs: int) -> list[Section]:
     return [
         Section(
             "Rules",
-            f"{n_users:,} lists of {K} candidates to {N} rows under {len(WRITTEN)} rules, one of"
-            f" each action and two caps, in three groups of users; {n_items:,} products, medians of"
-            f" {n_runs}.",
+            f"{n_users:,} lists of {K} candidates to {N} rows under {len(WRITTEN)} rules (exclude,"
+            f" require, boost, pin, quota and two caps) in three groups of users; {n_items:,} products,"
+            f" medians of {n_runs}.",
             rows,
             beside=SORTED,
         )
