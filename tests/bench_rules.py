@@ -74,8 +74,8 @@ def sections(*, n_users: int, n_items: int, n_runs: int) -> list[Section]:
         Section(
             "Rules",
             f"{n_users:,} lists of {K} candidates to {N} rows under {len(WRITTEN)} rules (exclude,"
-            f" require, boost, pin, quota and two caps) in three groups of users; {n_items:,} products,"
-            f" medians of {n_runs}.",
+            " require, boost, pin, quota and two caps) in three groups of users;"
+            f" {n_items:,} products, medians of {n_runs}.",
             rows,
             beside=SORTED,
         )
