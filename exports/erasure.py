@@ -15,7 +15,7 @@ A kill at any point does no harm: the request is still there, and running again 
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from html import escape
@@ -173,16 +173,18 @@ def _erase_rows(
         {"now": happened_at},
     )
     columns_of = _tables(connection)
+    mark = {"attributes": f"'{ERASED_ROW}'"}
     for table in ("events", "users"):
-        _empty(connection, f"raw.{table}", columns_of["raw", table], f"'{ERASED_ROW}'")
+        _empty(connection, f"raw.{table}", columns_of["raw", table], mark)
     connection.execute(
         f"update raw.malformed_lines set line = '{ERASED_LINE}' where {names_erased('line')}"
     )
+    refused = {"reject_column": "'user_id'", "reject_reason": f"'{REASON}'"}
     for (schema, table), columns in columns_of.items():
         if schema == "raw":
             continue
         if table in _PARSED:
-            _refuse(connection, f"{schema}.{table}", columns)
+            _empty(connection, f"{schema}.{table}", columns, refused)
         elif table == "rejected_rows":
             connection.execute(
                 f"update {schema}.{table} set value = null, row_text = '{ERASED_ROW}', reason ="
@@ -208,29 +210,19 @@ def _tables(connection: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], list
 
 
 def _empty(
-    connection: duckdb.DuckDBPyConnection, table: str, columns: Sequence[str], mark: str
+    connection: duckdb.DuckDBPyConnection,
+    table: str,
+    columns: Sequence[str],
+    values: Mapping[str, str],
 ) -> None:
-    """Landed rows of the users become empty ones with a mark."""
+    """Rows of the users keep where they are from; of the rest only these values, in SQL."""
     emptied = ", ".join(
-        f'"{column}" = {mark if column == "attributes" else "null"}'
+        f'"{column}" = {values.get(column, "null")}'
         for column in columns
         if column not in _KEPT_COLUMNS
     )
     connection.execute(
         f"update {table} set {emptied} where user_id in (select user_id from temp.erased)"
-    )
-
-
-def _refuse(connection: duckdb.DuckDBPyConnection, table: str, columns: Sequence[str]) -> None:
-    """Parsed rows of the users become refused ones."""
-    known = {"reject_column": "'user_id'", "reject_reason": f"'{REASON}'"}
-    changed = ", ".join(
-        f'"{column}" = {known.get(column, "null")}'
-        for column in columns
-        if column not in _KEPT_COLUMNS
-    )
-    connection.execute(
-        f"update {table} set {changed} where user_id in (select user_id from temp.erased)"
     )
 
 

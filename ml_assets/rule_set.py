@@ -13,7 +13,14 @@ import numpy as np
 import polars as pl
 import scipy.sparse as sp
 
-from ml_assets.signal_matrix import BOUGHT, LOOKED_AT, PUT_IN_CART, SignalMatrix, entry_keys
+from ml_assets.signal_matrix import (
+    BOUGHT,
+    LOOKED_AT,
+    PUT_IN_CART,
+    SignalMatrix,
+    entry_keys,
+    only_entries,
+)
 
 # What rules can take: a byte or a few for each product and group of users that rules tell apart.
 MOST_CELLS = 20_000_000
@@ -340,10 +347,8 @@ def _members(
 
 
 def _bought(matrix: SignalMatrix) -> sp.csr_matrix:
-    bought = matrix.bought
-    return sp.csr_matrix(
-        (np.full(bought.nnz, NOBODY, np.int16), bought.indices, bought.indptr), shape=bought.shape
-    )
+    nobody = np.full(len(matrix.kinds), NOBODY, dtype=np.int16)
+    return only_entries(matrix.weights, matrix.kinds == BOUGHT, nobody)
 
 
 def _add_margin(
@@ -431,14 +436,7 @@ def _hidden(
             frees[speaks & (days >= window)] = number
     is_hidden = (hides != NOBODY) | ((kinds == BOUGHT) & (frees == NOBODY))
     is_returned = ~is_hidden & (kinds == BOUGHT)
-    return _entries(pattern, is_hidden, hides), _entries(pattern, is_returned, frees)
-
-
-def _entries(pattern: sp.csr_matrix, mask: np.ndarray, data: np.ndarray) -> sp.csr_matrix:
-    kept_before = np.concatenate([[0], np.cumsum(mask)])
-    return sp.csr_matrix(
-        (data[mask], pattern.indices[mask], kept_before[pattern.indptr]), shape=pattern.shape
-    )
+    return only_entries(pattern, is_hidden, hides), only_entries(pattern, is_returned, frees)
 
 
 def _draws(matrix: SignalMatrix, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -90,11 +90,7 @@ class SignalMatrix:
         return self._pattern(np.ones(len(self.kinds), dtype=bool))
 
     def _pattern(self, mask: np.ndarray) -> sp.csr_matrix:
-        # Counting kept entries up to each row's end gives the new row pointers.
-        kept_before = np.concatenate([[0], np.cumsum(mask)])
-        indptr = kept_before[self.weights.indptr]
-        data = np.ones(int(mask.sum()), dtype=np.float32)
-        return sp.csr_matrix((data, self.weights.indices[mask], indptr), shape=self.weights.shape)
+        return only_entries(self.weights, mask, np.ones(len(mask), dtype=np.float32))
 
 
 def build_signal_matrix(
@@ -138,6 +134,15 @@ def build_signal_matrix(
         history=history,
         kinds=kinds[order],
         trains_on_user=trains_on_user,
+    )
+
+
+def only_entries(matrix: sp.csr_matrix, mask: np.ndarray, data: np.ndarray) -> sp.csr_matrix:
+    """Some entries of a matrix, with other data; mask and data are `(n_entries,)`."""
+    # Counting kept entries up to each row's end gives the new row pointers.
+    kept_before = np.concatenate([[0], np.cumsum(mask)])
+    return sp.csr_matrix(
+        (data[mask], matrix.indices[mask], kept_before[matrix.indptr]), shape=matrix.shape
     )
 
 
