@@ -3,8 +3,9 @@
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -68,6 +69,9 @@ class InstalledDbt(DbtCliResource):
     def _cli_version(self) -> Version:
         return Version(metadata.version("dbt-core"))
 
+    def _initialize_dbt_core_adapter(self, args: Sequence[str]) -> None:
+        """None: we ask the warehouse ourselves, and dagster-dbt's own takes a second to import."""
+
 
 class DbtConfig(dg.Config):
     """What a run of the dbt models can be told.
@@ -110,7 +114,22 @@ def dbt_models(
         variables["as_of"] = config.as_of
     if variables:
         arguments += ["--vars", json.dumps(variables)]
-    invocation = dbt.cli(arguments, context=context, raise_on_error=False)
+    # One folder: of its own for each run, as by default, they would fill the disk.
+    target = settings.home / "dbt"
+    parsed, kept = (
+        project.manifest_path.with_name("partial_parse.msgpack"),
+        target / "partial_parse.msgpack",
+    )
+    if parsed.exists() and not kept.exists():
+        # Else copied by dagster-dbt, with the rights of a file that everybody may read.
+        target.mkdir(parents=True, exist_ok=True)
+        kept.write_bytes(parsed.read_bytes())
+    invocation = dbt.cli(
+        arguments,
+        context=context,
+        raise_on_error=False,
+        target_path=target,
+    )
     import_early()
     # Held back until dbt has let go of the warehouse, so that rows can be counted.
     events = []
@@ -165,17 +184,38 @@ def _failures(invocation: Any) -> str:
     """What failed in dbt, a line each, for the person who has to mend it."""
     try:
         results = invocation.get_artifact("run_results.json")["results"]
+        nodes = invocation.get_artifact("manifest.json")["nodes"]
     except (OSError, KeyError, ValueError):
         error = invocation.get_error()
         return f"dbt did not start: {error}. The whole output is in the step's logs."
     lines = [
-        f"{result['unique_id'].split('.')[0]} {result['unique_id'].split('.')[2]}: "
-        f"{(result['message'] or result['status']).strip()}"
+        failed_node(result, nodes.get(result["unique_id"], {}), invocation.target_path)
         for result in results
         if result["status"] in {"error", "fail", "runtime error"}
     ]
-    return (
-        "dbt stopped before anything was published:\n"
-        + "\n".join(lines)
-        + "\nThe query of each is under dbt_project/target/compiled; run it to see the rows."
-    )
+    return "\n".join([*lines, "dbt stopped; the last published version stays live."])
+
+
+def failed_node(result: dict[str, Any], node: dict[str, Any], target: Path) -> str:
+    """One failed model, seed or test: the table, the figure and the next step.
+
+    Args:
+        result: An element of dbt's run_results.json.
+        node: The same node in manifest.json.
+        target: dbt's target folder.
+    """
+    kind, _, name = result["unique_id"].split(".")[:3]
+    source = node.get("original_file_path", "")
+    query = target / "compiled" / node.get("package_name", "") / source
+    if node.get("test_metadata"):
+        # Tests of a YAML file are compiled one by one into a folder of its name.
+        query /= node["path"]
+    if kind == "test" and result["status"] == "fail":
+        tables = [each.split(".")[-1] for each in node["depends_on"]["nodes"]]
+        description = node.get("description", "").strip()
+        return (
+            f"{' and '.join(tables)}, test {name}: {result['failures']} rows break it, 0 are "
+            f"expected. {description}{' ' if description else ''}To see them run {query}."
+        )
+    said = (result["message"] or result["status"]).strip()
+    return f"{kind} {name}: {said}\nMend dbt_project/{source}; as it was run: {query}."

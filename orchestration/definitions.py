@@ -11,6 +11,7 @@ from ml_assets import assets as model_assets
 from ml_assets.assets import RecommenderSettings
 from ml_assets.warehouse import Warehouse
 from orchestration import (
+    alerts,
     backtest_assets,
     checks,
     dbt_assets,
@@ -53,7 +54,11 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             schedules.erase_users,
         ],
         schedules=[schedules.nightly, schedules.hourly],
-        sensors=[schedules.new_landing_files],
+        sensors=[
+            schedules.new_landing_files,
+            alerts.alert_on_failure,
+            alerts.alert_on_old_recommendations,
+        ],
         resources={
             "settings": settings,
             "warehouse": _held_by_one_run(settings.warehouse),
@@ -65,6 +70,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
                 retain=3,
                 code_version=code_version(),
                 config_files=(EVENT_WEIGHTS, DBT_PROJECT_DIR / "dbt_project.yml"),
+                redis_retry_seconds=settings.redis_retry_seconds,
             ),
             "recommender": RecommenderSettings(),
             "dbt": dbt_assets.InstalledDbt(

@@ -6,6 +6,9 @@ import html
 import io
 import json
 import shutil
+import socket
+import subprocess
+import threading
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -15,8 +18,10 @@ import polars as pl
 import pytest
 from lines import Line, line_in, unexplained, why_it_failed, write_files
 
+from exports.assets import REDIS_RETRIES
 from exports.placements import PLACEMENTS
 from exports.reader import Reader
+from exports.redis_server import find_redis_server
 from ml_assets.rule_cost import KNOB
 from ml_assets.rules import ACTIONS
 from orchestration.landing.synthetic_shop import write_shop
@@ -474,7 +479,7 @@ def test_a_red_gate_leaves_the_last_version_live_and_says_what_it_saw(shop):
             connection.execute("create or replace table ml.recommendations as from ml.kept")
             connection.execute("drop table ml.kept")
 
-    assert "no_product_twice" in why_it_failed(result)
+    assert "serving.candidate, no_product_twice: saw 1, expected at most 0. " in why_it_failed(result)
     assert line.snapshot("select version from serving.versions") == live
     (reason,) = line.query("select reason from serving.versions where state = 'rejected'")[0]
     assert "saw 1, expected" in reason
@@ -508,7 +513,7 @@ def test_a_worse_model_is_refused_with_its_figures_and_the_last_version_stays_li
     assert decision == "refused"
     assert "worse than the live version beyond noise" in verdict and "ndcg@20" in verdict
     assert verdict in reason and "force" in reason
-    assert "serving/candidate: promotion" in said
+    assert "serving.candidate, promotion: refused: " in said and verdict in said
 
 
 def test_a_refused_version_can_be_forced_by_name_and_the_name_is_kept(shop, tmp_path):
@@ -542,10 +547,43 @@ def test_without_redis_the_step_is_red_and_the_last_version_stays_live(shop):
     live = line.snapshot("select version from serving.versions")
     without = Line(replace(line.settings, redis_url=NOBODY_LISTENS))
 
-    said = why_it_failed(without.run(dg.AssetSelection.groups("serving")))
+    result = without.run(dg.AssetSelection.groups("serving"))
 
+    said = why_it_failed(result)
     assert "127.0.0.1:1" in said and "The last published version stays live." in said
+    retried = [event.step_key for event in result.all_events if event.is_step_up_for_retry]
+    assert retried == ["serving__redis"] * REDIS_RETRIES
     assert line.snapshot("select version from serving.versions") == live
+
+
+def test_a_redis_that_comes_back_is_loaded_by_the_same_run(shop, tmp_path):
+    line, _ = shop
+    copy = copied(line, tmp_path)
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    servers = []
+
+    def hang_up_then_serve():
+        connection, _ = listener.accept()
+        listener.close()
+        connection.close()
+        command = [find_redis_server(), "--port", str(port), "--save", "", "--dir", tmp_path]
+        servers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+
+    thread = threading.Thread(target=hang_up_then_serve, daemon=True)
+    thread.start()
+    url = f"redis://127.0.0.1:{port}/0"
+    back = Line(replace(copy.settings, redis_url=url, redis_retry_seconds=1.0))
+    try:
+        result = back.run(dg.AssetSelection.groups("serving"))
+        assert result.success, why_it_failed(result)
+        assert [event.step_key for event in result.all_events if event.is_step_up_for_retry]
+        assert Reader(redis_url=url).recommend("007", k=5)
+    finally:
+        thread.join(10)
+        for server in servers:
+            server.kill()
+            server.wait()
 
 
 def test_without_redis_a_first_run_publishes_tables_and_files_all_the_same(shop, tmp_path):
