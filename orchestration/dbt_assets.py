@@ -30,7 +30,8 @@ def _is_parsed(project: DbtProject) -> bool:
 
     Folders count too: a renamed or removed file is seen there alone.
     """
-    if not project.manifest_path.exists():
+    parsed = project.manifest_path.with_name("partial_parse.msgpack")
+    if not (project.manifest_path.exists() and parsed.exists()):
         return False
     parsed_at = project.manifest_path.stat().st_mtime
     sources = (
@@ -100,7 +101,7 @@ def dbt_models(
     warehouse: dg.ResourceParam[Warehouse],
 ) -> Iterator[Any]:
     """Run the models and their tests in order; a failing test stops what is built on it."""
-    # The profile reads these; a value other than at the last parse costs a full parse.
+    # The profile reads these.
     os.environ["RECMART_HOME"] = str(settings.home)
     os.environ["RECMART_MEMORY_LIMIT"] = settings.memory_limit
     # Unit tests judge the SQL, not the data: they run with the test suite, not every night.
@@ -116,14 +117,9 @@ def dbt_models(
         arguments += ["--vars", json.dumps(variables)]
     # One folder: of its own for each run, as by default, they would fill the disk.
     target = settings.home / "dbt"
-    parsed, kept = (
-        project.manifest_path.with_name("partial_parse.msgpack"),
-        target / "partial_parse.msgpack",
-    )
-    if parsed.exists() and not kept.exists():
-        # Else copied by dagster-dbt, with the rights of a file that everybody may read.
-        target.mkdir(parents=True, exist_ok=True)
-        kept.write_bytes(parsed.read_bytes())
+    target.mkdir(parents=True, exist_ok=True)
+    # Nobody reads it; where there is none, dagster-dbt makes a copy that everybody may read.
+    (target / "partial_parse.msgpack").touch()
     invocation = dbt.cli(
         arguments,
         context=context,
@@ -184,12 +180,15 @@ def _failures(invocation: Any) -> str:
     """What failed in dbt, a line each, for the person who has to mend it."""
     try:
         results = invocation.get_artifact("run_results.json")["results"]
-        nodes = invocation.get_artifact("manifest.json")["nodes"]
     except (OSError, KeyError, ValueError):
         error = invocation.get_error()
         return f"dbt did not start: {error}. The whole output is in the step's logs."
     lines = [
-        failed_node(result, nodes.get(result["unique_id"], {}), invocation.target_path)
+        failed_node(
+            result,
+            invocation.manifest["nodes"].get(result["unique_id"], {}),
+            invocation.target_path,
+        )
         for result in results
         if result["status"] in {"error", "fail", "runtime error"}
     ]

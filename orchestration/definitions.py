@@ -22,9 +22,9 @@ from orchestration import (
 from orchestration.console import short_console
 from orchestration.io_manager import WarehouseIOManager
 from orchestration.settings import (
-    DBT,
     DBT_PROJECT_DIR,
     EVENT_WEIGHTS,
+    PARSED_DBT,
     Settings,
     code_version,
     from_environment,
@@ -76,7 +76,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             "dbt": dbt_assets.InstalledDbt(
                 project_dir=str(DBT_PROJECT_DIR),
                 profiles_dir=str(DBT_PROJECT_DIR),
-                dbt_executable=str(DBT),
+                dbt_executable=str(PARSED_DBT),
             ),
         },
         loggers={"console": dg.colored_console_logger, "short": short_console},

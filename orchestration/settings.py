@@ -11,8 +11,9 @@ from ml_assets.warehouse import Warehouse
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DBT_PROJECT_DIR = REPOSITORY / "dbt_project"
-# The environment's own dbt, whether or not it was activated.
+# The environment's own dbt, whether or not it was activated; and the one of `parsed_dbt.py`.
 DBT = Path(sys.executable).with_name("dbt")
+PARSED_DBT = DBT.with_name("recmart-dbt")
 EVENT_WEIGHTS = DBT_PROJECT_DIR / "seeds" / "event_weights.csv"
 
 

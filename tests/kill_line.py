@@ -2,10 +2,8 @@
 
 import csv
 import fcntl
-import os
 import random
 import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +29,6 @@ from kills import (
 from exports.redis_server import EmbeddedRedis
 from exports.versions import SURFACES
 from orchestration.landing.synthetic_shop import write_shop
-from orchestration.settings import DBT, DBT_PROJECT_DIR
 
 _N_EVENTS = 12_000
 # About as many as a day has.
@@ -104,15 +101,6 @@ class DailyShop:
             rows[begin : begin + _ROWS_A_FILE] for begin in range(n_first, len(rows), _ROWS_A_FILE)
         ]
         self._write("first.csv", rows[:n_first])
-        # With the environment of the runs, or dbt would read the whole project anew each time.
-        subprocess.run(
-            [
-                *(DBT, "parse", "--quiet"),
-                *("--project-dir", DBT_PROJECT_DIR, "--profiles-dir", DBT_PROJECT_DIR),
-            ],
-            env={**os.environ, **self.environment},
-            check=True,
-        )
 
     def land_a_day(self) -> None:
         """More events, about as many as a day has."""

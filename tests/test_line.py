@@ -479,7 +479,9 @@ def test_a_red_gate_leaves_the_last_version_live_and_says_what_it_saw(shop):
             connection.execute("create or replace table ml.recommendations as from ml.kept")
             connection.execute("drop table ml.kept")
 
-    assert "serving.candidate, no_product_twice: saw 1, expected at most 0. " in why_it_failed(result)
+    assert "serving.candidate, no_product_twice: saw 1, expected at most 0. " in why_it_failed(
+        result
+    )
     assert line.snapshot("select version from serving.versions") == live
     (reason,) = line.query("select reason from serving.versions where state = 'rejected'")[0]
     assert "saw 1, expected" in reason
