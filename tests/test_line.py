@@ -221,6 +221,45 @@ def test_an_explanation_names_what_the_user_did_and_its_share(shop):
     assert max(of_product, key=lambda name: of_product[name]) == because
 
 
+def test_the_shares_of_single_days_add_up_to_the_score_as_well(shop):
+    line, _ = shop
+    # Somebody who did several things with what speaks for a product.
+    ((user, product, score),) = line.query(
+        "select lists.user_id, lists.product_id, score from ml.recommendations as lists"
+        " join marts.signals as past on past.user_id = lists.user_id"
+        " and past.product_id = because_product_id"
+        " where lists.source = 'hybrid'"
+        " order by n_views + n_carts + n_purchases desc, lists.user_id, rank limit 1"
+    )
+    asked = f"({quoted(user)}, {quoted(product)})"
+
+    rows = line.query(
+        f"select because_product_id, event_on, event_type, share from ml.explain_events{asked}"
+    )
+
+    assert sum(row[3] for row in rows) == pytest.approx(score, abs=1e-5)
+    n_products = line.value(f"select count(*) from ml.explain_recommendation{asked}")
+    days = [row for row in rows if row[1] is not None]
+    assert len(rows) > n_products and {row[2] for row in days} > {"view"}
+    # What a day adds is what marts.signals is made of.
+    wrong = line.value(
+        """
+        with days as (
+            select user_id, product_id, sum(relative_weight) as added, sum(share) as shares
+            from marts.signal_days
+            group by all
+        )
+        select count(*)
+        from marts.signals
+        full join days using (user_id, product_id)
+        where
+            relative_weight > 1e-9
+            and (added is null or abs(added - relative_weight) > 1e-6 or abs(shares - 1) > 1e-9)
+        """
+    )
+    assert wrong == 0
+
+
 def test_every_column_of_every_dbt_table_is_described(shop):
     line, _ = shop
     manifest = json.loads((DBT_PROJECT_DIR / "target" / "manifest.json").read_text())
