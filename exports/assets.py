@@ -12,7 +12,7 @@ import duckdb
 
 from exports import versions
 from exports.errors import PublishError, RedisAwayError
-from exports.redis_server import EmbeddedRedis
+from exports.redis_server import address
 from exports.versions import Version
 from ml_assets.assets import RecommenderSettings
 from ml_assets.promotion import judge_promotion
@@ -56,9 +56,7 @@ class Publishing:
         Raises:
             PublishError: if the embedded server cannot be started.
         """
-        if self.redis_url == "off":
-            return None
-        return EmbeddedRedis(self.home).start() if self.redis_url == "embedded" else self.redis_url
+        return address(self.redis_url, self.home)
 
     def config_hash(self, recommender: RecommenderSettings) -> str:
         """Changes with every setting that can change a recommendation."""

@@ -223,6 +223,21 @@ class EmbeddedRedis:
             os.close(descriptor)
 
 
+def address(redis_url: str, home: Path) -> str | None:
+    """The URL to connect to, the embedded server started if need be; None if Redis is off.
+
+    Args:
+        redis_url: A server's URL, `embedded`, or `off`.
+        home: Folder of the embedded Redis.
+
+    Raises:
+        RedisServerError: if the embedded server cannot be started.
+    """
+    if redis_url == "off":
+        return None
+    return EmbeddedRedis(home).start() if redis_url == "embedded" else redis_url
+
+
 def find_redis_server() -> Path:
     """Where the redis-server program is: RECMART_REDIS_SERVER, a Python wheel, or the PATH.
 

@@ -465,6 +465,27 @@ def require_rollback_target(connection: duckdb.DuckDBPyConnection, version: str)
     return wanted
 
 
+def version_before(connection: duckdb.DuckDBPyConnection) -> str:
+    """The kept version that was live last before the one that is.
+
+    Raises:
+        PublishError: if there is none.
+    """
+    found = connection.execute(
+        "select publications.version from serving.publications"
+        " join serving.versions on versions.version = publications.version"
+        " where action in ('published', 'rolled_back')"
+        " and state = 'retired' and removed_at is null"
+        " order by publication_id desc limit 1"
+    ).fetchone()
+    if found is None:
+        raise PublishError(
+            "There is no version to roll back to: none was live before the one that is, or none "
+            "of those is kept."
+        )
+    return str(found[0])
+
+
 def retire_old(
     connection: duckdb.DuckDBPyConnection, *, retain: int, happened_at: datetime
 ) -> list[str]:

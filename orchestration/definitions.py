@@ -17,6 +17,7 @@ from orchestration import (
     dbt_assets,
     erasure_assets,
     landing_assets,
+    rollback,
     schedules,
 )
 from orchestration.console import short_console
@@ -52,6 +53,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             schedules.tune_settings,
             schedules.backtest,
             schedules.erase_users,
+            rollback.roll_back,
         ],
         schedules=[schedules.nightly, schedules.hourly],
         sensors=[

@@ -2,8 +2,8 @@
 
 dbt parses everything anew whenever the warehouse's path or a `--vars` differs from the last time,
 which are seconds for every other home and every day of a backtest. Nothing that is parsed depends
-on either: they are read when a query is compiled. Whether the parsed project is that of the files
-is for `dbt_assets.py` to see to.
+on either, but for the name of the file: they are read when a query is compiled. Whether the parsed
+project is that of the files is for `dbt_assets.py` to see to.
 
 https://docs.getdbt.com/reference/programmatic-invocations#reusing-objects
 """
@@ -15,6 +15,8 @@ from dbt.cli.main import dbtRunner
 from dbt.contracts.graph.manifest import Manifest
 
 PARSED = Path(__file__).resolve().parents[1] / "dbt_project" / "target" / "partial_parse.msgpack"
+# DuckDB names a database by its file, `ml_assets.warehouse.Warehouse` the file.
+DATABASE = "warehouse"
 
 
 def main() -> int:
@@ -23,9 +25,14 @@ def main() -> int:
     Returns:
         dbt's exit code: 1 for nodes that failed, 2 for anything else.
     """
-    manifest = Manifest.from_msgpack(PARSED.read_bytes())
-    # What macros see as `graph`; not among what is stored.
-    manifest.build_flat_graph()
+    manifest: Manifest | None = Manifest.from_msgpack(PARSED.read_bytes())
+    assert manifest is not None
+    if {node.database for node in manifest.nodes.values()} == {DATABASE}:
+        # What macros see as `graph`; not among what is stored.
+        manifest.build_flat_graph()
+    else:
+        # Somebody ran dbt by hand on another file.
+        manifest = None
     outcome = dbtRunner(manifest=manifest).invoke(sys.argv[1:])
     if outcome.exception is not None:
         print(outcome.exception, file=sys.stderr)

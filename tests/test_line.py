@@ -827,6 +827,21 @@ def test_a_refresh_keeps_the_models_and_scores_only_whom_new_events_concern(tmp_
     )
     assert listed == 20
 
+    # And back, and forth again, by the job; then by name to one that never was.
+    second, first = [
+        version
+        for (version,) in line.query("select version from serving.versions order by live_at desc")
+    ]
+    for expected in (first, second):
+        assert line.run(job_name="roll_back").success
+        assert line.snapshot("select version from serving.versions") == [(expected,)]
+        assert line.value("select distinct version from serving.current_products") == expected
+    result = line.run(
+        job_name="roll_back", ops={"switch_back": {"config": {"version": "20240101T0-none"}}}
+    )
+    said = why_it_failed(result)
+    assert "20240101T0-none" in said and first in said
+
 
 def with_rules(line, folder, *rows):
     """A copy with these rules: rule_id, action, predicate, value, by_column."""
