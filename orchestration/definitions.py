@@ -21,9 +21,10 @@ from orchestration import (
 from orchestration.console import short_console
 from orchestration.io_manager import WarehouseIOManager
 from orchestration.settings import (
+    CONFIG_FILES,
     DBT,
     DBT_PROJECT_DIR,
-    EVENT_WEIGHTS,
+    REPOSITORY,
     Settings,
     code_version,
     from_environment,
@@ -63,8 +64,9 @@ def build_definitions(settings: Settings) -> dg.Definitions:
                 published=settings.published,
                 redis_url=settings.redis_url,
                 retain=3,
+                repository=REPOSITORY,
                 code_version=code_version(),
-                config_files=(EVENT_WEIGHTS, DBT_PROJECT_DIR / "dbt_project.yml"),
+                config_files=CONFIG_FILES,
             ),
             "recommender": RecommenderSettings(),
             "dbt": dbt_assets.InstalledDbt(

@@ -14,6 +14,12 @@ DBT_PROJECT_DIR = REPOSITORY / "dbt_project"
 # The environment's own dbt, whether or not it was activated.
 DBT = Path(sys.executable).with_name("dbt")
 EVENT_WEIGHTS = DBT_PROJECT_DIR / "seeds" / "event_weights.csv"
+# Where a shop's settings stand, beside those of a run.
+CONFIG_FILES = (
+    EVENT_WEIGHTS,
+    DBT_PROJECT_DIR / "seeds" / "merchandising_rules.csv",
+    DBT_PROJECT_DIR / "dbt_project.yml",
+)
 
 
 @dataclass(frozen=True)

@@ -22,16 +22,21 @@ class Line:
         self,
         selection: dg.AssetSelection | None = None,
         job_name: str = "daily_recommendations",
+        has_gates: bool = True,
         **config,
     ) -> dg.ExecuteInProcessResult:
-        """A job, or only the selected assets."""
-        job = build_definitions(self.settings).resolve_job_def(job_name)
+        """A job, or only the selected assets; without gates no check and no test of dbt runs."""
+        definitions = build_definitions(self.settings)
+        job = definitions.resolve_job_def(job_name)
+        keys = selection and selection.resolve(definitions.resolve_asset_graph())
+        if not has_gates:
+            job = job.get_subset(asset_selection=keys, asset_check_selection=set())
+            keys = None
         with dg.DagsterInstance.ephemeral() as instance:
             return job.execute_in_process(
                 instance=instance,
                 raise_on_error=False,
-                asset_selection=selection
-                and list(selection.resolve(build_definitions(self.settings).resolve_asset_graph())),
+                asset_selection=keys and list(keys),
                 run_config={"loggers": {"short": {}}, **config},
             )
 

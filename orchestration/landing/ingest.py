@@ -1270,11 +1270,19 @@ def _ingest_adapter(
     progress: Callable[[str], None],
 ) -> list[FileOutcome]:
     """Run adapter.sql and load its views; all of them again when it or any file changed."""
-    fingerprint, n_bytes = _fingerprint_adapter(folder)
+    read = _fingerprint_adapter(folder)
+    n_bytes = sum(size for _, _, size in read)
+    fingerprint = hashlib.sha256(
+        "".join(f"{sha256} {name}\n" for name, sha256, _ in read).encode()
+    ).hexdigest()
     former = connection.execute(
         "select source_file, entity, n_rows, content_sha256 from raw.landing_files order by all"
     ).fetchall()
     if former and all(row[3] == fingerprint for row in former):
+        if not connection.execute("from raw.adapter_files limit 1").fetchall():
+            # Of a warehouse from before there was such a table.
+            with _transaction(connection):
+                _register_adapter_files(connection, read)
         progress(f"{ADAPTER}: unchanged, and so are its files")
         return [FileOutcome(name, entity, "unchanged", n, 0) for name, entity, n, _ in former]
     progress(f"{ADAPTER}: running over {n_bytes / 1e6:,.1f} MB")
@@ -1301,26 +1309,34 @@ def _ingest_adapter(
                 FileOutcome(source_file, entity.name, "replaced" if former else "loaded", n_rows, 0)
             )
             progress(f"{source_file}: {n_rows:,} rows")
+        _register_adapter_files(connection, read)
     return outcomes
 
 
-def _fingerprint_adapter(folder: Path) -> tuple[str, int]:
-    """Return a SHA-256 over the adapter and its files with their names, and their bytes' number.
+def _register_adapter_files(
+    connection: duckdb.DuckDBPyConnection, read: Sequence[tuple[str, str, int]]
+) -> None:
+    connection.execute("delete from raw.adapter_files")
+    connection.executemany(
+        "insert into raw.adapter_files select ?, ?, ?, max(received_at) from raw.landing_files",
+        read,
+    )
+
+
+def _fingerprint_adapter(folder: Path) -> list[tuple[str, str, int]]:
+    """Return name, SHA-256 and number of bytes of the adapter and of each file it can read.
 
     What is written about the data (*.md) may change without a reload.
     """
-    total = hashlib.sha256()
-    n_bytes = 0
+    found = []
     for path in sorted(folder.rglob("*"), key=Path.as_posix):
         parts = path.relative_to(folder).parts
         is_hidden = any(part.startswith((".", "_")) for part in parts)
         if path.is_dir() or is_hidden or path.suffix.lower() == ".md":
             continue
         name = "/".join(parts)
-        fingerprint, size = _fingerprint(path, name)
-        total.update(f"{fingerprint} {name}\n".encode())
-        n_bytes += size
-    return total.hexdigest(), n_bytes
+        found.append((name, *_fingerprint(path, name)))
+    return found
 
 
 @contextlib.contextmanager
@@ -1450,6 +1466,13 @@ def _create_raw_tables(connection: duckdb.DuckDBPyConnection) -> None:
             n_malformed bigint,
             received_at timestamp,
             same_content_as varchar
+        )
+        """
+    )
+    connection.execute(
+        """
+        create table if not exists raw.adapter_files (
+            source_file varchar, content_sha256 varchar, n_bytes bigint, received_at timestamp
         )
         """
     )
