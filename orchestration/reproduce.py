@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -92,12 +93,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="even with other code, packages or settings, to see what they change",
     )
+    parser.add_argument("--checked", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     keep_private()
+    settings = from_environment()
     try:
-        return reproduce(
-            from_environment(), chosen.version, threads=chosen.threads, anyway=chosen.anyway
-        )
+        if chosen.checked:
+            return rebuild(settings, read_steps(settings, chosen.version))
+        return reproduce(settings, chosen.version, threads=chosen.threads, anyway=chosen.anyway)
     except PublishError as error:
         print(error, file=sys.stderr)
         return REFUSED
@@ -147,8 +150,10 @@ def reproduce(
     if not 1 <= n_cores <= available:
         raise PublishError(f"THREADS is {n_cores}; expected is a number from 1 to {available}.")
     print(f"Making it again on {_cores(n_cores)}.", flush=True)
+    # In a process of its own: Polars and BLAS count the cores when they are imported.
     with only_cores(n_cores):
-        return _rebuild(settings, steps)
+        again = [sys.executable, "-m", "orchestration.reproduce", "--checked"]
+        return subprocess.run([*again, "--version", wanted.version.version]).returncode
 
 
 def _cores(n: int) -> str:
@@ -162,10 +167,10 @@ def other_number(then: int, available: int) -> int:
 
 @contextmanager
 def only_cores(n: int) -> Iterator[None]:
-    """Let threads that are started in the block, and programs, use n of this process's cores.
+    """Let programs that are started in the block use n of this process's cores.
 
-    DuckDB, Polars, BLAS and our own threads all take as many as there are cores to use, so one
-    setting counts for all. Where the system has none (macOS) all cores are used.
+    Polars, BLAS and our own threads take as many as there are cores to use, and DuckDB is told as
+    many, so one setting counts for all. Where the system has none (macOS) all cores are used.
     """
     if not hasattr(os, "sched_setaffinity"):
         yield
@@ -268,7 +273,11 @@ def _notes(settings: Settings, steps: Sequence[Step]) -> Iterator[str]:
             "models and counts of then had learned from them: lists of others may differ."
         )
     if later:
-        yield f"{later:,} files were loaded after it was made: they are left out."
+        yield (
+            "1 file was loaded after it was made: it is left out."
+            if later == 1
+            else f"{later:,} files were loaded after it was made: they are left out."
+        )
     if wanted.made_by not in (WHOLE_LINE, REFRESH):
         yield (
             "It was made by a run of a part of the line: what that run found in the warehouse may "
@@ -276,8 +285,17 @@ def _notes(settings: Settings, steps: Sequence[Step]) -> Iterator[str]:
         )
 
 
-def _rebuild(settings: Settings, steps: Sequence[Step]) -> int:
-    # Imported here: they take seconds, and their threads must not use more than the cores chosen.
+def rebuild(settings: Settings, steps: Sequence[Step]) -> int:
+    """Run the line for each step in a folder of its own, compare, and print what was found.
+
+    Args:
+        settings: Of the home that keeps the versions.
+        steps: From `read_steps`; what they were made of has been looked at.
+
+    Raises:
+        PublishError: if the line fails.
+    """
+    # Imported here: they take seconds.
     import dagster as dg
 
     from exports.assets import POPULAR_DEPTH
@@ -296,7 +314,9 @@ def _rebuild(settings: Settings, steps: Sequence[Step]) -> int:
         _keep_out_the_erased(settings, scratch)
         landed: list[InputFile] = []
         for step in steps:
-            for sentence in _land(scratch, step.files, landed, Path(folder) / "landing", settings):
+            for sentence in land_files(
+                scratch, step.files, landed, Path(folder) / "landing", settings.data
+            ):
                 print(f"- {sentence}")
             landed = step.files
             try:
@@ -336,12 +356,12 @@ def _keep_out_the_erased(settings: Settings, scratch: Settings) -> None:
         connection.execute("detach kept")
 
 
-def _land(
+def land_files(
     scratch: Settings,
     files: Sequence[InputFile],
     landed: Sequence[InputFile],
     folder: Path,
-    settings: Settings,
+    archive: Path,
 ) -> list[str]:
     """Load files as they were loaded then: in the order in which they came, with their times.
 
@@ -353,7 +373,7 @@ def _land(
         files: Of the version.
         landed: Of these, what is loaded already.
         folder: For links to the files, made anew for each of the former loads.
-        settings: Of the landing folder.
+        archive: The landing folder.
 
     Returns:
         Sentences on files that are read otherwise than then.
@@ -374,7 +394,7 @@ def _land(
             for file in files_on_disk(list(together)):
                 link = folder / file.source_file
                 link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(settings.data / file.source_file)
+                link.symlink_to(archive / file.source_file)
             try:
                 ingest_folder(connection, folder, received_at=received_at, progress=lambda _: None)
             except LandingError as error:

@@ -4,23 +4,25 @@ import hashlib
 import os
 import subprocess
 import sys
-from dataclasses import replace
-from datetime import date
+from dataclasses import fields, replace
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 import pytest
 from lines import line_in, why_it_failed, write_files
-from publishing_for_tests import make_shop, open_warehouse, stage
+from publishing_for_tests import NOW, make_shop, open_warehouse, stage
 
 from exports import origins
 from exports.errors import PublishError
-from exports.origins import PART, Ingredient, differing_ingredients, made_by
+from exports.origins import PART, Ingredient, InputFile, differing_ingredients, made_by
 from exports.reproduction import as_table, compare
 from exports.versions import SURFACES
+from ml_assets.threads import n_threads
 from orchestration import reproduce, settings
+from orchestration.landing.contract import LandingError
+from orchestration.landing.ingest import ingest_folder
 from orchestration.landing.synthetic_shop import write_shop
-from orchestration.schedules import LEARNED
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 INPUTS = [["raw", "events"], ["intermediate", "int_as_of"], ["marts", "signals"]]
@@ -30,7 +32,7 @@ HEADER = "user_id,product_id,event_type,event_ts\n"
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory):
-    """A night's version, and one of an hour later with the night's models; then a file landed."""
+    """A night's version; after it a file landed."""
     line = line_in(tmp_path_factory.mktemp("reproduce"))
     write_shop(
         line.settings.data,
@@ -43,24 +45,36 @@ def line(tmp_path_factory):
         file_format="mixed",
         dirt={"exact_duplicates": 0.01, "future_dates": 0.01, "late_files": 0.05},
     )
+    twin = line.settings.data / "events" / "twin.parquet"
+    twin.write_bytes((line.settings.data / "events" / "events_2024-01.parquet").read_bytes())
     # What a version needs, and no more: gates, copies and reports change none.
     candidate = dg.AssetSelection.assets(["serving", "candidate"])
-    needed = candidate.upstream().required_multi_asset_neighbors()
-    result = line.run(needed, has_gates=False)
+    result = line.run(candidate.upstream().required_multi_asset_neighbors(), has_gates=False)
     assert result.success, why_it_failed(result)
-    last, product = line.query("select max(event_at), min(product_id) from staging.stg_events")[0]
-    events = f"{HEADER}somebody new,{product},view,{last}\n"
-    write_files(line.settings.data, events__new_csv=events)
-    # The same again under another name, and a catalogue with one line more.
-    write_files(line.settings.data, events__again_csv=events)
-    write_files(line.settings.data, products__z_csv="product_id,title\nlate,Late lamp\n")
-    result = line.run(needed - LEARNED, job_name="refresh_recommendations", has_gates=False)
-    assert result.success, why_it_failed(result)
-    line.night, line.hour = (
-        version
-        for (version,) in line.query("select version from serving.versions order by created_at")
+    line.night = line.value("select version from serving.versions")
+    product = line.value("select min(product_id) from staging.stg_events")
+    land(
+        line,
+        "2024-03-01 12:00",
+        events__new_csv=f"{HEADER}somebody new,{product},view,2024-03-01\n",
     )
     return line
+
+
+def land(line, received_at, **files):
+    """Files arrive and are loaded; what went wrong, if anything."""
+    write_files(line.settings.data, **files)
+    with line.settings.warehouse.connect() as connection:
+        try:
+            ingest_folder(
+                connection,
+                line.settings.data,
+                received_at=datetime.fromisoformat(received_at),
+                progress=lambda _: None,
+            )
+        except LandingError as error:
+            return str(error)
+    return None
 
 
 @pytest.fixture
@@ -85,11 +99,11 @@ def bytes_of(*folders):
     }
 
 
-def test_a_refreshed_version_and_the_one_it_has_its_models_from_are_made_again_on_one_thread(line):
+def test_a_version_is_made_again_on_another_number_of_threads_and_nothing_else_is_touched(line):
     before = bytes_of(line.settings.home, line.settings.data)
 
     done = subprocess.run(
-        [sys.executable, "-m", "orchestration.reproduce", "--threads", "1", "--version", line.hour],
+        [sys.executable, "-m", "orchestration.reproduce", "--version", line.night],
         cwd=REPOSITORY,
         env={
             **os.environ,
@@ -102,17 +116,110 @@ def test_a_refreshed_version_and_the_one_it_has_its_models_from_are_made_again_o
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("  equal\n") == 2 * len(SURFACES)
-    assert f"Version {line.night}:" in done.stdout and f"Version {line.hour}:" in done.stdout
-    assert "Making it again on 1 thread." in done.stdout
+    assert done.stdout.count("  equal\n") == len(SURFACES)
+    n = reproduce.other_number(n_threads(), n_threads())
+    assert f"on {n_threads()} thread" in done.stdout
+    assert f"Making it again on {n} thread" in done.stdout
+    assert "- 1 file was loaded after it was made: it is left out." in done.stdout
     assert done.stdout.endswith("Everything is equal.\n")
     assert bytes_of(line.settings.home, line.settings.data) == before
+
+
+def test_all_libraries_take_the_cores_they_are_given():
+    count = (
+        "import polars; from ml_assets.threads import n_threads;"
+        "from ml_assets.warehouse import Warehouse; from pathlib import Path\n"
+        "with Warehouse(Path(':memory:'), '1GB').connect() as connection:\n"
+        "    print(n_threads(), polars.thread_pool_size(),"
+        " *connection.execute(\"select current_setting('threads')\").fetchone())"
+    )
+
+    with reproduce.only_cores(1):
+        said = subprocess.run(
+            [sys.executable, "-c", count],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    assert said.split() == ["1", "1", "1"]
+
+
+ROW = "u{},p1,view,2024-01-0{}\n"
+CATALOGUE = "product_id,title\np1,lamp\n"
+# What arrived when: a file without a catalogue, a file that was corrected after another name had
+# taken its content, a catalogue that was sent again, an older one that came back, the same twice.
+LOADS = [
+    ("2024-01-05", {"events__c_csv": HEADER + ROW.format(1, 1)}),
+    ("2024-01-06", {"products__a_csv": CATALOGUE, "events__b_csv": HEADER + ROW.format(1, 1)}),
+    (
+        "2024-01-07",
+        {"products__b_csv": CATALOGUE + "p2,chair\n", "events__a_csv": HEADER + ROW.format(1, 1)},
+    ),
+    ("2024-01-08", {"events__c_csv": HEADER + ROW.format(2, 2) + "too,few\n"}),
+    ("2024-01-09", {"products__c_csv": CATALOGUE, "events__d_csv": HEADER + ROW.format(3, 3)}),
+]
+
+
+def test_files_are_loaded_again_as_they_were_whatever_order_they_came_in(tmp_path):
+    line, again = line_in(tmp_path / "once"), line_in(tmp_path / "again")
+    (line.settings.data / "products").mkdir(parents=True)
+    columns = ", ".join(field.name for field in fields(InputFile))
+    said, known = [], []
+    for day, files in LOADS:
+        said.append(land(line, day, **files))
+        known.append(
+            [InputFile(*row) for row in line.query(f"select {columns} from raw.landing_files")]
+        )
+    assert "not one row of products" in said[0] and said[1:] == [None] * 4
+    # In two steps: what a night's models were learned from, and then the rest.
+    night, hour = known[-2:]
+    folder = tmp_path / "links"
+
+    assert reproduce.land_files(again.settings, night, [], folder, line.settings.data) == []
+    assert reproduce.land_files(again.settings, hour, night, folder, line.settings.data) == []
+
+    for table in ("events", "products", "malformed_lines", "landing_files"):
+        rows = f"from raw.{table} order by all"
+        assert again.query(rows) == line.query(rows), table
+    assert {file.same_content_as for file in hour} > {None}
+
+
+def test_an_adapters_files_are_listed_and_loaded_again(tmp_path):
+    line, again = line_in(tmp_path / "once"), line_in(tmp_path / "again")
+    write_files(line.settings.data, tables__a_csv="u1,p1\n", notes__a_md="about it")
+    (line.settings.data / "adapter.sql").write_text(
+        "create view events as select column0 as user_id, column1 as product_id, 'view' as"
+        " event_type, '2024-01-01' as event_ts from read_csv('tables/a.csv', header = false);"
+        "create view products as select 'p1' as product_id, 'lamp' as title"
+    )
+    assert land(line, "2024-01-02") is None
+    with line.settings.warehouse.connect() as connection:
+        connection.execute("create schema serving")
+        origins.create_tables(connection)
+        origins.keep_origin(connection, "v", [Ingredient("run", "threads", "2")], replace=True)
+        files = origins.files_of(connection, "v")
+
+    assert [(file.source_file, file.entity) for file in files] == [
+        ("adapter.sql", "adapter"),
+        ("adapter.sql#events", "events"),
+        ("adapter.sql#products", "products"),
+        ("tables/a.csv", "adapter"),
+    ]
+    assert reproduce.land_files(again.settings, files, [], tmp_path / "l", line.settings.data) == []
+    for table in ("events", "landing_files", "adapter_files"):
+        rows = f"from raw.{table} order by all"
+        assert again.query(rows) == line.query(rows), table
+    (line.settings.data / "tables" / "a.csv").write_text("u2,p1\n")
+    (said,) = origins.differing_files(files, line.settings.data)
+    assert said.startswith("tables/a.csv has changed since")
 
 
 def test_what_a_version_was_made_from_is_in_sql(line):
     files = line.query(
         "select source_file, content_sha256, n_bytes, same_content_as from serving.version_files"
-        f" where version = '{line.hour}' order by source_file"
+        f" where version = '{line.night}' order by source_file"
     )
     on_disk = {
         path.relative_to(line.settings.data).as_posix(): path
@@ -122,9 +229,9 @@ def test_what_a_version_was_made_from_is_in_sql(line):
     assert {name: (sha256, size) for name, sha256, size, _ in files} == {
         name: (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size)
         for name, path in on_disk.items()
-        if name.split("/")[0] in ("events", "products", "users")
+        if name != "events/new.csv"
     }
-    assert {row[3] for row in files} == {None, "events/again.csv"}
+    assert {row[3] for row in files} == {None, "events/events_2024-01.parquet"}
     kept = dict(
         line.query(
             "select kind || ' ' || name, value from serving.version_origins"
@@ -141,20 +248,22 @@ def test_what_a_version_was_made_from_is_in_sql(line):
 
 
 def test_changed_and_missing_landing_files_are_named_each(line, ask):
-    changed, missing = (line.settings.data / "events" / name for name in ("new.csv", "again.csv"))
-    former = changed.read_text()
-    changed.write_text(former + former.splitlines()[1])
+    changed, missing = (
+        line.settings.data / name for name in ("events/events_2024-02.csv", "products/products.csv")
+    )
+    former = changed.read_bytes(), missing.read_bytes()
+    changed.write_bytes(former[0] + b"x")
     missing.unlink()
     try:
-        code, said = ask("--version", line.hour)
+        code, said = ask("--version", line.night)
     finally:
-        changed.write_text(former)
-        missing.write_text(former)
+        changed.write_bytes(former[0])
+        missing.write_bytes(former[1])
 
     assert code == reproduce.REFUSED
-    assert "- events/new.csv has changed since, or was sent again with other content" in said
-    assert "- events/again.csv is not in " in said and "put it back from your archive" in said
-    assert said.count("\n- ") == 2
+    assert "- events/events_2024-02.csv has changed since, or was sent again with other" in said
+    assert "- products/products.csv is not in " in said and "put it back from your archive" in said
+    assert said.count("\n- ") == 2 and "ANYWAY" not in said
 
 
 def test_a_changed_seed_and_another_package_are_named(line, ask, monkeypatch, tmp_path):
@@ -192,8 +301,7 @@ def test_other_code_is_named_with_what_to_check_out():
 def test_an_unknown_version_and_a_wrong_number_of_threads_are_refused(line, ask):
     assert ask("--version", "20000101T000000-0") == (
         reproduce.REFUSED,
-        "There is no version 20000101T000000-0. Versions that are kept: "
-        f"{', '.join(sorted((line.night, line.hour)))}.\n",
+        f"There is no version 20000101T000000-0. Versions that are kept: {line.night}.\n",
     )
     assert ask() == (
         reproduce.REFUSED,
@@ -224,6 +332,31 @@ def test_a_version_from_before_it_was_recorded_is_refused(tmp_path):
 
     with pytest.raises(PublishError, match="was made before recmart recorded"):
         reproduce.read_steps(replace(settings.from_environment(), home=tmp_path), version)
+
+
+def test_a_refreshed_version_is_made_again_after_the_one_that_learned_its_models(tmp_path):
+    by_night, by_hour = made_by([*INPUTS, *MODELS]), made_by(INPUTS)
+    found = {}
+    with open_warehouse(tmp_path) as connection:
+        for hour, (job, model) in enumerate(
+            [(by_night, "a"), (by_night, "b"), (by_hour, "a"), (by_hour, "c")]
+        ):
+            make_shop(connection, taste=hour)
+            connection.execute(f"update ml.scored_products set model_hash = '{model}'")
+            found[job, model] = stage(
+                connection,
+                created_at=NOW + timedelta(hours=hour),
+                origin=[Ingredient("run", "made_by", job)],
+            ).version
+    home = replace(settings.from_environment(), home=tmp_path)
+
+    def steps(version):
+        return [step.version.version for step in reproduce.read_steps(home, version)]
+
+    assert steps(found[by_night, "b"]) == [found[by_night, "b"]]
+    assert steps(found[by_hour, "a"]) == [found[by_night, "a"], found[by_hour, "a"]]
+    with pytest.raises(PublishError, match="no version of daily_recommendations has the same"):
+        steps(found[by_hour, "c"])
 
 
 def test_another_number_of_threads_is_taken_by_itself():
