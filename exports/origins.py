@@ -202,14 +202,15 @@ def keep_origin(
             f"source_file, '{ADAPTER_ENTITY}', content_sha256, n_bytes, 0, 0, received_at, null",
         ),
     ):
-        if _has_table(connection, "raw", table):
+        if has_table(connection, "raw", table):
             connection.execute(
                 f"insert into serving.version_files select $version, {columns} from raw.{table}",
                 {"version": version},
             )
 
 
-def _has_table(connection: duckdb.DuckDBPyConnection, schema: str, table: str) -> bool:
+def has_table(connection: duckdb.DuckDBPyConnection, schema: str, table: str) -> bool:
+    """Whether the warehouse has a table."""
     return bool(
         connection.execute(
             "from duckdb_tables() where database_name = current_database()"
@@ -221,7 +222,7 @@ def _has_table(connection: duckdb.DuckDBPyConnection, schema: str, table: str) -
 
 def origin_of(connection: duckdb.DuckDBPyConnection, version: str) -> list[Ingredient]:
     """What a version was made of; nothing of one from before it was recorded."""
-    if not _has_table(connection, "serving", "version_origins"):
+    if not has_table(connection, "serving", "version_origins"):
         return []
     rows = connection.execute(
         "select kind, name, value, content from serving.version_origins where version = $version"

@@ -25,7 +25,7 @@ from datetime import date, datetime
 
 import duckdb
 
-from exports import origins, version_diff
+from exports import origins, pseudonyms, version_diff
 from exports.errors import PublishError
 from exports.origins import Ingredient
 from ml_assets.promotion import Promotion
@@ -196,7 +196,8 @@ class Version:
     that lists were made by; decision and verdict tell whether the version
     may go live, and on what figures (see `ml_assets.promotion`). n_users counts users with
     recommendations, n_products the catalogue, n_rows the rows of all surfaces. removed_at is set
-    once the rows are gone; then nobody can roll back to it.
+    once the rows are gone; then nobody can roll back to it. pseudonym_check is None where ids are
+    clear, else it tells with which key they are asked (see `pseudonyms`).
     """
 
     version: str
@@ -219,6 +220,7 @@ class Version:
     n_rows: int
     content_hash: str
     removed_at: datetime | None
+    pseudonym_check: str | None
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,7 @@ create table if not exists serving.versions (
     created_at timestamp, live_at timestamp, code_version varchar, config_hash varchar,
     settings varchar, model_hash varchar, decision varchar, verdict varchar,
     seed bigint, top_n integer, n_users bigint, n_products bigint, n_rows bigint,
-    content_hash varchar, removed_at timestamp
+    content_hash varchar, removed_at timestamp, pseudonym_check varchar
 );
 create table if not exists serving.version_surfaces (
     version varchar, surface varchar, n_rows bigint, content_hash varchar
@@ -261,7 +263,7 @@ def ensure_schema(connection: duckdb.DuckDBPyConnection) -> None:
     """Create what is missing of the serving tables and views, so that readers always find them."""
     connection.execute(_TABLES)
     origins.create_tables(connection)
-    for column in ("settings", "model_hash", "decision", "verdict"):
+    for column in ("settings", "model_hash", "decision", "verdict", "pseudonym_check"):
         # Of a warehouse from before there were such columns.
         connection.execute(
             f"alter table serving.versions add column if not exists {column} varchar"
@@ -369,6 +371,11 @@ def stage_version(
             n_rows=sum(each.n_rows for each in found),
             content_hash=content_hash,
             removed_at=None,
+            pseudonym_check=(
+                pseudonyms.found_check(connection)
+                if origins.has_table(connection, "raw", "pseudonym_check")
+                else None
+            ),
         )
         _replace_row(connection, staged, found)
         _log(connection, staged, "candidate", run_id=run_id, happened_at=created_at)

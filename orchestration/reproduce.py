@@ -22,7 +22,7 @@ from typing import Any
 import duckdb
 
 from exports import versions
-from exports.errors import PublishError
+from exports.errors import PseudonymError, PublishError
 from exports.origins import (
     ADAPTER_ENTITY,
     REFRESH,
@@ -96,12 +96,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--checked", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     keep_private()
-    settings = from_environment()
     try:
+        settings = from_environment()
         if chosen.checked:
             return rebuild(settings, read_steps(settings, chosen.version))
         return reproduce(settings, chosen.version, threads=chosen.threads, anyway=chosen.anyway)
-    except PublishError as error:
+    except (PublishError, PseudonymError) as error:
         print(error, file=sys.stderr)
         return REFUSED
 
@@ -268,9 +268,10 @@ def _notes(settings: Settings, steps: Sequence[Step]) -> Iterator[str]:
             {"known": [file.source_file for file in wanted.files]},
         ).fetchall()[0][0]
     if n_erased:
+        who = "1 user was" if n_erased == 1 else f"{n_erased:,} users were"
         yield (
-            f"{n_erased:,} users were erased after it was made. They are left out here too, but "
-            "models and counts of then had learned from them: lists of others may differ."
+            f"{who} erased after it was made. Left out here too, but models and counts of then had "
+            "learned from them: lists of others may differ."
         )
     if later:
         yield (
@@ -311,7 +312,7 @@ def rebuild(settings: Settings, steps: Sequence[Step]) -> int:
     with tempfile.TemporaryDirectory(prefix="recmart-reproduce-") as folder:
         scratch = replace(settings, home=Path(folder) / "home", redis_url="off")
         scratch.home.mkdir()
-        _keep_out_the_erased(settings, scratch)
+        _keep_names_and_erasures(settings, scratch)
         landed: list[InputFile] = []
         for step in steps:
             for sentence in land_files(
@@ -346,12 +347,12 @@ def _recommender(version: Version) -> dict[str, Any]:
     return {**found, "use_tuned": False}
 
 
-def _keep_out_the_erased(settings: Settings, scratch: Settings) -> None:
+def _keep_names_and_erasures(settings: Settings, scratch: Settings) -> None:
     quoted = str(settings.warehouse.path).replace("'", "''")
     with scratch.warehouse.connect() as connection:
         connection.execute(f"attach '{quoted}' as kept (read_only)")
         connection.execute("create schema raw")
-        for table in ("erased_users", "erasure_key"):
+        for table in ("erased_users", "erasure_key", "pseudonym_check"):
             connection.execute(f"create table raw.{table} as from kept.raw.{table}")
         connection.execute("detach kept")
 
@@ -399,7 +400,7 @@ def land_files(
                 ingest_folder(connection, folder, received_at=received_at, progress=lambda _: None)
             except LandingError as error:
                 # A shop's first files may have come without a catalogue, and that run ended so.
-                complaint = str(error)
+                complaint = error.discreet
             else:
                 complaint = ""
         found = {

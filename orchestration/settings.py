@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+from exports.pseudonyms import key_from
 from ml_assets.warehouse import Warehouse
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -31,12 +32,16 @@ class Settings:
         data: `RECMART_DATA`: the landing folder.
         memory_limit: `RECMART_MEMORY_LIMIT`: of DuckDB, in its notation.
         redis_url: `REDIS_URL`: a server, `embedded` for one started on demand, `off` for none.
+        pseudonym_key: `RECMART_PSEUDONYM_KEY`, or the content of the file that
+            `RECMART_PSEUDONYM_KEY_FILE` names; None for clear ids.
     """
 
     home: Path
     data: Path
     memory_limit: str
     redis_url: str
+    # Never shown: whoever has it and a list of customers can tell who is who.
+    pseudonym_key: str | None = field(default=None, repr=False)
 
     @property
     def warehouse(self) -> Warehouse:
@@ -50,7 +55,11 @@ class Settings:
 
 
 def from_environment() -> Settings:
-    """The settings of this process, with the documented defaults."""
+    """The settings of this process, with the documented defaults.
+
+    Raises:
+        PseudonymError: if the key of pseudonyms cannot be used.
+    """
 
     def path(name: str, default: Path) -> Path:
         return Path(os.environ.get(name) or default).resolve()
@@ -60,6 +69,7 @@ def from_environment() -> Settings:
         data=path("RECMART_DATA", REPOSITORY / "data" / "online_retail"),
         memory_limit=os.environ.get("RECMART_MEMORY_LIMIT") or "4GB",
         redis_url=os.environ.get("REDIS_URL") or "embedded",
+        pseudonym_key=key_from(os.environ),
     )
 
 

@@ -6,8 +6,7 @@ from datetime import date
 
 import dagster as dg
 import pytest
-import redis
-from lines import line_in, why_it_failed
+from lines import line_in, places_with, redis_url, why_it_failed
 
 from exports.erasure import ERASED_LINE
 from exports.files import verify_version_files
@@ -68,33 +67,6 @@ def line(tmp_path_factory):
     line.products = products
     yield line
     line.stop()
-
-
-def everything_in_redis(line):
-    with redis.Redis.from_url(redis_url(line)) as client:
-        return b"".join(client.dump(key) or b"" for key in client.scan_iter()) + b"".join(
-            field + value
-            for key in client.scan_iter("recmart:*")
-            if client.type(key) == b"hash"
-            for field, value in client.hgetall(key).items()
-        )
-
-
-def redis_url(line):
-    from exports.redis_server import EmbeddedRedis
-
-    return EmbeddedRedis(line.settings.home).start()
-
-
-def places_with(line, text):
-    """Files of the home, and Redis, that hold the text."""
-    wanted = text.encode()
-    found = [
-        str(path.relative_to(line.settings.home))
-        for path in sorted(line.settings.home.rglob("*"))
-        if path.is_file() and not path.is_symlink() and wanted in path.read_bytes()
-    ]
-    return found + ["Redis"] * (wanted in everything_in_redis(line))
 
 
 def lists_of_others(line):

@@ -5,12 +5,11 @@ import os
 import subprocess
 import sys
 from dataclasses import fields, replace
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
-import dagster as dg
 import pytest
-from lines import line_in, why_it_failed, write_files
+from lines import copy_of, line_in, write_files
 from publishing_for_tests import NOW, make_shop, open_warehouse, stage
 
 from exports import origins
@@ -22,7 +21,6 @@ from ml_assets.threads import n_threads
 from orchestration import reproduce, settings
 from orchestration.landing.contract import LandingError
 from orchestration.landing.ingest import ingest_folder
-from orchestration.landing.synthetic_shop import write_shop
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 INPUTS = [["raw", "events"], ["intermediate", "int_as_of"], ["marts", "signals"]]
@@ -31,33 +29,12 @@ HEADER = "user_id,product_id,event_type,event_ts\n"
 
 
 @pytest.fixture(scope="module")
-def line(tmp_path_factory):
+def line(small_line, tmp_path_factory):
     """A night's version; after it a file landed."""
-    line = line_in(tmp_path_factory.mktemp("reproduce"))
-    write_shop(
-        line.settings.data,
-        n_users=60,
-        n_products=40,
-        n_events=3_000,
-        n_days=60,
-        start=date(2024, 1, 1),
-        seed=3,
-        file_format="mixed",
-        dirt={"exact_duplicates": 0.01, "future_dates": 0.01, "late_files": 0.05},
-    )
-    twin = line.settings.data / "events" / "twin.parquet"
-    twin.write_bytes((line.settings.data / "events" / "events_2024-01.parquet").read_bytes())
-    # What a version needs, and no more: gates, copies and reports change none.
-    candidate = dg.AssetSelection.assets(["serving", "candidate"])
-    result = line.run(candidate.upstream().required_multi_asset_neighbors(), has_gates=False)
-    assert result.success, why_it_failed(result)
+    line = copy_of(small_line, tmp_path_factory.mktemp("reproduce"))
     line.night = line.value("select version from serving.versions")
-    product = line.value("select min(product_id) from staging.stg_events")
-    land(
-        line,
-        "2024-03-01 12:00",
-        events__new_csv=f"{HEADER}somebody new,{product},view,2024-03-01\n",
-    )
+    event = f"somebody new,{small_line.product},view,2024-03-01\n"
+    assert land(line, "2024-03-01 12:00", events__new_csv=HEADER + event) is None
     return line
 
 
@@ -323,6 +300,23 @@ def test_an_unknown_version_and_a_wrong_number_of_threads_are_refused(line, ask)
 )
 def test_what_kind_of_run_made_a_version_follows_from_what_it_made(assets, says):
     assert made_by([*assets, ["ml", "recommendations"], ["serving", "candidate"]]) == says
+
+
+def test_users_erased_since_are_counted_and_why_lists_may_differ_is_said(
+    line, tmp_path, monkeypatch, capsys
+):
+    copy = copy_of(line, tmp_path)
+    with copy.settings.warehouse.connect() as connection:
+        for user, erased_at in (("before", "2000-01-01"), ("after", "2999-01-01")):
+            connection.execute("insert into raw.erased_users values (?, ?)", [user, erased_at])
+    monkeypatch.setenv("RECMART_HOME", str(copy.settings.home))
+    monkeypatch.setenv("RECMART_DATA", str(copy.settings.data))
+
+    # Refused just before it would run.
+    reproduce.main(["--version", line.night, "--threads", "100000"])
+
+    said = capsys.readouterr().out
+    assert "- 1 user was erased after it was made. Left out here too, but models" in said
 
 
 def test_a_version_from_before_it_was_recorded_is_refused(tmp_path):
