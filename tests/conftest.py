@@ -1,12 +1,8 @@
 """What takes seconds to make and several files of tests look at: made once, changed by nobody."""
 
-from datetime import date
-
 import dagster as dg
 import pytest
-from lines import line_in, why_it_failed, write_files
-
-from orchestration.landing.synthetic_shop import write_shop
+from lines import line_in, why_it_failed, write_files, write_small_shop
 
 OWN = "Zoë-hidden-7741"
 HEADER = "user_id,product_id,event_type,event_ts,price,session_id,order_id,event_id,device\n"
@@ -21,14 +17,8 @@ def small_line(tmp_path_factory):
     """
     line = line_in(tmp_path_factory.mktemp("small"))
     shop = line.settings.data
-    write_shop(
+    write_small_shop(
         shop,
-        n_users=60,
-        n_products=40,
-        n_events=3_000,
-        n_days=60,
-        start=date(2024, 1, 1),
-        seed=3,
         file_format="mixed",
         dirt={"exact_duplicates": 0.01, "future_dates": 0.01, "late_files": 0.05},
     )

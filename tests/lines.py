@@ -2,7 +2,9 @@
 
 import shutil
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import duckdb
@@ -11,6 +13,7 @@ import redis
 from exports.redis_server import EmbeddedRedis
 from orchestration.definitions import build_definitions
 from orchestration.demo import failures
+from orchestration.landing.synthetic_shop import write_shop
 from orchestration.settings import Settings
 
 
@@ -77,6 +80,24 @@ def line_in(folder: Path, *, data: Path | None = None, redis_url: str = "off") -
             memory_limit="2GB",
             redis_url=redis_url,
         )
+    )
+
+
+def write_small_shop(folder: Path, **settings: Any) -> None:
+    """A shop whose line runs in seconds; settings of `write_shop` that are to be others."""
+    write_shop(
+        folder,
+        **{
+            "n_users": 60,
+            "n_products": 40,
+            "n_events": 3_000,
+            "n_days": 60,
+            "start": date(2024, 1, 1),
+            "seed": 3,
+            "file_format": "csv",
+            "dirt": {},
+            **settings,
+        },
     )
 
 
