@@ -124,7 +124,8 @@ def reproduce(
     wanted = steps[-1]
     print(
         f"Version {wanted.version.version}, as of {wanted.version.as_of}: made by "
-        f"{wanted.made_by} with {wanted.version.code_version} from {len(wanted.files):,} files, "
+        f"{wanted.made_by} with {wanted.version.code_version} from "
+        f"{len(files_on_disk(wanted.files)):,} files, "
         f"on {_cores(wanted.n_threads)}."
     )
     for step in steps[:-1]:
@@ -397,7 +398,13 @@ def land_files(
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(archive / file.source_file)
             try:
-                ingest_folder(connection, folder, received_at=received_at, progress=lambda _: None)
+                ingest_folder(
+                    connection,
+                    folder,
+                    received_at=received_at,
+                    progress=lambda _: None,
+                    pseudonym_key=scratch.pseudonym_key,
+                )
             except LandingError as error:
                 # A shop's first files may have come without a catalogue, and that run ended so.
                 complaint = error.discreet

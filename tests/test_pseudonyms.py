@@ -187,10 +187,15 @@ def test_a_home_keeps_to_its_key(line, small_line, tmp_path):
     assert load(line, SECRET).changed == () == load(clear, None).changed
 
 
+def holds(path, text):
+    return path.is_file() and text.lower().encode() in path.read_bytes().lower()
+
+
 def test_complaints_about_files_quote_nothing_of_them(tmp_path):
     line = line_in(tmp_path)
     line = Line(replace(line.settings, pseudonym_key=SECRET))
     catalogue = "product_id,title\np1,lamp\n"
+    (line.settings.home / "dagster").mkdir(parents=True)
     raw = dg.AssetSelection.groups("raw")
     for name, content, says in [
         ("headless", f"{OWN},p1,view,2024-01-01\n", "the required columns"),
@@ -204,6 +209,17 @@ def test_complaints_about_files_quote_nothing_of_them(tmp_path):
         said = why_it_failed(line.run(raw))
         assert says in said and OWN.lower() not in said.lower() and "p1" not in said
         (line.settings.data / "events" / f"{name}.csv").unlink()
+    adapted = Line(replace(line_in(tmp_path / "adapted").settings, pseudonym_key=SECRET))
+    adapted.settings.data.mkdir(parents=True)
+    (adapted.settings.data / "adapter.sql").write_text(
+        f"create table events as select '{OWN}'::int"
+    )
+    said = why_it_failed(adapted.run(raw))
+    assert "adapter.sql fails (ConversionException). Correct the SQL" in said
+
+    # An id in a column of another meaning is taken for what the column says, and kept as that.
+    holding = {path.name for path in tmp_path.rglob("home/**/*") if holds(path, OWN)}
+    assert holding == {"warehouse.duckdb"}
 
 
 def test_an_erasure_names_the_customer_by_the_own_id(line):

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from lines import copy_of, line_in, write_files
+from lines import Line, copy_of, line_in, write_files
 from publishing_for_tests import NOW, make_shop, open_warehouse, stage
 
 from exports import origins
@@ -48,6 +48,7 @@ def land(line, received_at, **files):
                 line.settings.data,
                 received_at=datetime.fromisoformat(received_at),
                 progress=lambda _: None,
+                pseudonym_key=line.settings.pseudonym_key,
             )
         except LandingError as error:
             return str(error)
@@ -139,8 +140,12 @@ LOADS = [
 ]
 
 
-def test_files_are_loaded_again_as_they_were_whatever_order_they_came_in(tmp_path):
-    line, again = line_in(tmp_path / "once"), line_in(tmp_path / "again")
+@pytest.mark.parametrize("key", [None, "k" * 32])
+def test_files_are_loaded_again_as_they_were_whatever_order_they_came_in(tmp_path, key):
+    line, again = (
+        Line(replace(line_in(tmp_path / name).settings, pseudonym_key=key))
+        for name in ("once", "again")
+    )
     (line.settings.data / "products").mkdir(parents=True)
     columns = ", ".join(field.name for field in fields(InputFile))
     said, known = [], []
@@ -259,6 +264,9 @@ def test_a_changed_seed_and_another_package_are_named(line, ask, monkeypatch, tm
     assert f"- numba is 9.9; it was {release('numba')} then. Install " in said
     assert said.count("\n- ") == 2
     assert "ANYWAY=1" in said
+    # As far as it goes without a run.
+    _, said = ask("--version", line.night, "--anyway", "--threads", "100000")
+    assert "- numba is 9.9" in said and "THREADS is 100000" in said
 
 
 def test_other_code_is_named_with_what_to_check_out():
@@ -368,9 +376,14 @@ def pair(tmp_path):
             make_shop(connection)
             version = stage(connection)
 
-    def compared():
+    def compared(**changed):
         with open_warehouse(rebuilt) as connection:
-            return compare(connection, kept / "warehouse.duckdb", version, popular_depth=100)
+            return compare(
+                connection,
+                kept / "warehouse.duckdb",
+                replace(version, **changed),
+                popular_depth=100,
+            )
 
     return kept, rebuilt, compared
 
@@ -411,3 +424,13 @@ def test_a_rebuild_that_differs_and_a_hash_that_was_tampered_with_are_told_apart
     found = compared()
 
     assert verdicts(found) == {"on_sale": "REBUILT DIFFERS", "products": "NOTED HASH DIFFERS"}
+
+
+def test_a_version_whose_rows_are_removed_is_compared_with_what_was_noted(pair):
+    _, rebuilt, compared = pair
+    removed = {"removed_at": NOW}
+    assert {each.verdict for each in compared(**removed)} == {"equal, rows not kept"}
+    with open_warehouse(rebuilt) as connection:
+        connection.execute("update marts.on_sale set price = price / 2 where rank = 1")
+
+    assert verdicts(compared(**removed)) == {"on_sale": "REBUILT DIFFERS"}
