@@ -148,6 +148,9 @@ def reproduce(
         print(f"- {note}")
     available = n_threads()
     n_cores = threads or other_number(wanted.n_threads, available)
+    if not hasattr(os, "sched_setaffinity"):
+        # macOS gives a process all cores.
+        n_cores = available
     if not 1 <= n_cores <= available:
         raise PublishError(f"THREADS is {n_cores}; expected is a number from 1 to {available}.")
     print(f"Making it again on {_cores(n_cores)}.", flush=True)
@@ -171,7 +174,7 @@ def only_cores(n: int) -> Iterator[None]:
     """Let programs that are started in the block use n of this process's cores.
 
     Polars, BLAS and our own threads take as many as there are cores to use, and DuckDB is told as
-    many, so one setting counts for all. Where the system has none (macOS) all cores are used.
+    many, so one setting counts for all.
     """
     if not hasattr(os, "sched_setaffinity"):
         yield

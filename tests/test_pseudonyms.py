@@ -240,13 +240,18 @@ def test_an_erasure_names_the_customer_by_the_own_id(line):
     assert line.query(late) == [(None, '{"erased": true}')]
 
 
-@given(text=st.text(), key=st.text(min_size=1))
-def test_sql_and_python_and_the_rfc_agree(text, key):
+@pytest.fixture(scope="module")
+def connection():
     with duckdb.connect() as connection:
-        connection.execute("set variable pseudonym_key = (select $key::varchar)", {"key": key})
-        ((found,),) = connection.execute(
-            f"select {pseudonym_sql('$text::varchar')}", {"text": text}
-        ).fetchall()
+        yield connection
+
+
+@given(text=st.text(), key=st.text(min_size=1))
+def test_sql_and_python_and_the_rfc_agree(connection, text, key):
+    connection.execute("set variable pseudonym_key = (select $key::varchar)", {"key": key})
+    ((found,),) = connection.execute(
+        f"select {pseudonym_sql('$text::varchar')}", {"text": text}
+    ).fetchall()
 
     derived = hashlib.sha256(key.encode()).digest()
     assert found == pseudonym(text, key)
