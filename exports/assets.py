@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,10 +13,12 @@ import duckdb
 
 from exports import versions
 from exports.errors import PublishError, RedisAwayError
+from exports.origins import Ingredient, ingredients_now, made_by
 from exports.redis_server import address
 from exports.versions import Version
 from ml_assets.assets import RecommenderSettings
 from ml_assets.promotion import judge_promotion
+from ml_assets.threads import n_threads
 from ml_assets.warehouse import Warehouse, read_table
 
 # Keys of a version that is never replaced, because the line stopped running, go away in the end.
@@ -37,6 +40,7 @@ class Publishing:
         published: Folder of the files that readers open.
         redis_url: A server's URL, `embedded`, or `off`.
         retain: Versions kept for a rollback, the live one included.
+        repository: Where the code is.
         code_version: Of recmart.
         config_files: Files whose content is part of the configuration.
         redis_retry_seconds: How long to wait before a Redis that does not answer is asked again.
@@ -46,6 +50,7 @@ class Publishing:
     published: Path
     redis_url: str
     retain: int
+    repository: Path
     code_version: str
     config_files: tuple[Path, ...]
     redis_retry_seconds: float
@@ -64,6 +69,16 @@ class Publishing:
         for path in self.config_files:
             digest.update(path.read_bytes())
         return digest.hexdigest()[:16]
+
+    def ingredients(self, *, made_by: str, variables: Mapping[str, Any]) -> list[Ingredient]:
+        """What a version is made of here and now; variables are those given to dbt."""
+        return ingredients_now(
+            made_by=made_by,
+            n_threads=n_threads(),
+            variables={name: json.dumps(value) for name, value in variables.items()},
+            repository=self.repository,
+            config_files=self.config_files,
+        )
 
 
 def _now() -> datetime:
@@ -126,7 +141,9 @@ def candidate(
     """The next version: all surfaces in `serving.*` under one version id, seen by nobody yet."""
     recommender = recommender.in_force(warehouse)
     with warehouse.connect() as connection:
-        ((as_of,),) = connection.execute("select as_of from intermediate.int_as_of").fetchall()
+        ((as_of, variables),) = connection.execute(
+            "select as_of, variables from intermediate.int_as_of"
+        ).fetchall()
         promotion = judge_promotion(read_table(connection, "ml.offline_metrics"))
         if config.force.strip():
             promotion = promotion.forced_by(config.force.strip())
@@ -140,6 +157,12 @@ def candidate(
                 settings=json.dumps(recommender.as_settings(), sort_keys=True),
                 promotion=promotion,
                 code_version=publishing.code_version,
+                origin=publishing.ingredients(
+                    made_by=made_by(
+                        key.path for key in context.job_def.asset_layer.selected_asset_keys
+                    ),
+                    variables=json.loads(variables),
+                ),
                 created_at=_now(),
                 top_n=recommender.top_n,
                 popular_depth=POPULAR_DEPTH,

@@ -140,6 +140,7 @@ def erase_users(
         RedisLoadError: if Redis does not answer. Everything before it is done then; run again.
     """
     create_tables(connection)
+    versions.ensure_schema(connection)
     connection.execute("begin transaction")
     try:
         _erase_rows(connection, user_ids, happened_at)

@@ -24,6 +24,10 @@ class RedisServerError(PublishError):
     """The embedded Redis cannot be found, started or stopped."""
 
 
+class PseudonymError(Exception):
+    """The key of pseudonyms is missing, unusable, or not the one that ids were replaced with."""
+
+
 class ReaderError(Exception):
     """Neither Redis nor the snapshot could answer."""
 

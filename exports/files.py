@@ -31,6 +31,7 @@ from uuid import uuid4
 import duckdb
 import pyarrow as pa
 
+from exports import pseudonyms
 from exports.errors import PublishError
 from exports.versions import (
     SURFACES,
@@ -241,6 +242,8 @@ def _write_snapshot(
                 "(select version from serving.versions) as version "
                 f"from serving.{surface.name}"
             )
+        if version.pseudonym_check is not None:
+            pseudonyms.create_macro(cursor)
     if path.with_name(f"{path.name}.wal").exists():
         raise PublishError(
             f"{path} still has a write-ahead log after its checkpoint, so a copy of it would lack "

@@ -136,6 +136,7 @@ _ROWS = {
 }
 
 KINDS = tuple(_ROWS)
+KINDS_OF_USERS = ("user", "again", "anchor", "bought")
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,6 +121,7 @@ def roll_back(
         PublishError: if the version was never live or is not kept any more.
         RedisLoadError: if Redis does not answer or cannot hold it.
     """
+    versions.ensure_schema(connection)
     wanted = versions.require_rollback_target(connection, version)
     if redis_url is not None:
         try:

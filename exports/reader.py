@@ -12,6 +12,7 @@ answers. The answers are the same. From a shell: `python -m exports.reader USER`
 """
 
 import argparse
+import json
 import os
 import sys
 import threading
@@ -21,8 +22,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from exports.errors import ReaderError, redis_remedy, without_password
+from exports.errors import PseudonymError, ReaderError, redis_remedy, without_password
 from exports.lists import (
+    KINDS_OF_USERS,
     ON_SALE,
     POINTER,
     POPULAR_TRENDING,
@@ -48,6 +50,7 @@ from exports.placements import (
     taken,
     with_cart,
 )
+from exports.pseudonyms import key_from, pseudonym, require_key
 
 if TYPE_CHECKING:
     import duckdb
@@ -75,15 +78,28 @@ class Reader:
     """
 
     def __init__(
-        self, redis_url: str | None = None, snapshot: str | os.PathLike[str] | None = None
+        self,
+        redis_url: str | None = None,
+        snapshot: str | os.PathLike[str] | None = None,
+        *,
+        pseudonym_key: str | None = None,
     ) -> None:
+        """Read from Redis, a snapshot, or both.
+
+        Args:
+            redis_url: Of the server.
+            snapshot: Path of published/current.duckdb.
+            pseudonym_key: What RECMART_PSEUDONYM_KEY is for the line, if it is set there: users
+                are asked for by their own ids all the same.
+        """
         if redis_url is None and snapshot is None:
             raise ReaderError(
                 "A Reader needs a redis_url, the path of a snapshot (published/current.duckdb), "
                 "or both."
             )
-        self._redis = None if redis_url is None else _RedisLists(redis_url)
-        self._snapshot = None if snapshot is None else _SnapshotLists(Path(snapshot))
+        self._key = pseudonym_key
+        self._redis = None if redis_url is None else _RedisLists(redis_url, pseudonym_key)
+        self._snapshot = None if snapshot is None else _SnapshotLists(Path(snapshot), pseudonym_key)
         self._ask_redis_from = 0.0
 
     def recommend(
@@ -98,6 +114,7 @@ class Reader:
         Raises:
             ReaderError: if neither Redis nor the snapshot answers.
         """
+        user_id = self._name(user_id)
         found, _ = self._get({"user": [user_id]})
         if found["user", user_id]:
             return found["user", user_id][:k]
@@ -142,7 +159,7 @@ class Reader:
 
     def buy_again(self, user_id: str, k: int = 20) -> list[Recommendation]:
         """What the user bought before and is due again; none for an unknown user."""
-        return self._merged({"again": [user_id]}, k)
+        return self._merged({"again": [self._name(user_id)]}, k)
 
     def because(self, user_id: str, k: int = 8, n_anchors: int = 3) -> list[Shelf]:
         """Rows of products for what the user bought, put in the cart or viewed last.
@@ -200,6 +217,7 @@ class Reader:
                 if neither Redis nor the snapshot answers.
         """
         check_placements(placements, product_ids)
+        user_id = self._name(user_id)
         wanted = lists_of_page(user_id, placements, product_ids, segment, category)
         while True:
             found, version = self._get(wanted)
@@ -242,6 +260,10 @@ class Reader:
     ) -> None:
         self.close()
 
+    def _name(self, user_id: str) -> str:
+        """What the user is called in the lists."""
+        return user_id if self._key is None else pseudonym(user_id, self._key)
+
     def _merged(self, wanted: Wanted, k: int) -> list[Recommendation]:
         found, _ = self._get(wanted)
         return taken((found[kind, each] for kind, ids in wanted.items() for each in ids), k)
@@ -270,7 +292,7 @@ class Reader:
 class _RedisLists:
     """Lists from Redis. Like the snapshot's, all of one call are of one version."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None) -> None:
         # Import here: an application that reads the snapshot needs no Redis client.
         import redis
         from redis.backoff import NoBackoff
@@ -292,6 +314,9 @@ class _RedisLists:
                 "rediss://user:password@host:6379/0 or unix:///path/to/socket."
             ) from error
         self._version = ""
+        self._key = key
+        # The version whose ids the key was found to fit.
+        self._fits = ""
 
     def get(self, wanted: Wanted) -> tuple[Found, str]:
         """The lists, and their version."""
@@ -316,6 +341,10 @@ class _RedisLists:
                 f"Redis at {self._url} names version {known} but has lost its keys: they expired "
                 "or were evicted. Publish again."
             )
+        if self._fits != known and manifest is not None and _asks_for_users(wanted):
+            check = json.loads(manifest).get("pseudonym_check")
+            _require_key(check, self._key, f"Redis at {self._url}")
+            self._fits = known
         return {
             name: [] if value is None else decode(value) for name, value in values.items()
         }, known
@@ -350,7 +379,7 @@ class _RedisLists:
 class _SnapshotLists:
     """Lists from a snapshot file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, key: str | None) -> None:
         # Import here: an application that reads Redis needs no DuckDB.
         import duckdb
 
@@ -358,6 +387,8 @@ class _SnapshotLists:
         self._path = path
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._opened: tuple[int, int] | None = None
+        self._key = key
+        self._check: str | None = None
         # One connection, in turns: a file that was replaced can only be opened anew once no
         # connection of this process has the old one.
         self._lock = threading.Lock()
@@ -370,6 +401,8 @@ class _SnapshotLists:
         with self._lock:
             try:
                 connection = self._current()
+                if _asks_for_users(wanted):
+                    _require_key(self._check, self._key, f"The snapshot {self._path}")
                 rows = [
                     (kind, *row)
                     for kind, list_ids in wanted.items()
@@ -409,6 +442,10 @@ class _SnapshotLists:
             self._disconnect()
             self._connection = duckdb.connect(str(path), read_only=True, config=_LOCKED_DOWN)
             self._opened = (status.st_dev, status.st_ino)
+            # As JSON: files of earlier releases have no such column.
+            ((self._check,),) = self._connection.execute(
+                "select to_json(versions) ->> 'pseudonym_check' from serving.versions as versions"
+            ).fetchall()
         return self._connection
 
     def _disconnect(self) -> None:
@@ -420,6 +457,17 @@ class _SnapshotLists:
         """Close the connection."""
         with self._lock:
             self._disconnect()
+
+
+def _asks_for_users(wanted: Wanted) -> bool:
+    return any(wanted.get(kind) for kind in KINDS_OF_USERS)
+
+
+def _require_key(check: str | None, key: str | None, place: str) -> None:
+    try:
+        require_key(check, key, place=place)
+    except PseudonymError as error:
+        raise ReaderError(str(error)) from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -449,9 +497,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "snapshot": home / "published" / "current.duckdb",
         }
     try:
-        with Reader(**sources) as reader:
+        with Reader(**sources, pseudonym_key=key_from(os.environ)) as reader:
             products = reader.recommend(chosen.user, k=chosen.k, segment=chosen.segment)
-    except ReaderError as error:
+    except (ReaderError, PseudonymError) as error:
         print(error, file=sys.stderr)
         return 1
     for each in products:

@@ -45,6 +45,7 @@ import redis
 from exports.errors import RedisLoadError, without_password
 from exports.lists import (
     KINDS,
+    KINDS_OF_USERS,
     POINTER,
     decode,
     key,
@@ -178,9 +179,6 @@ def remove_versions(*, redis_url: str, keep: Collection[str]) -> list[str]:
 
 
 # Kinds of lists whose ids are users'.
-_KINDS_OF_USERS = ("user", "again", "anchor", "bought")
-
-
 def forget_users(
     connection: duckdb.DuckDBPyConnection,
     version: Version,
@@ -203,7 +201,7 @@ def forget_users(
         name = manifest_key(version.version)
         if client.get(name) is None:
             return
-        for kind in _KINDS_OF_USERS:
+        for kind in KINDS_OF_USERS:
             client.hdel(key(version.version, kind), *user_ids)
         lists = _all_lists(connection, version)
         _verify(connection, client, version, lists, redis_url)
@@ -213,7 +211,7 @@ def forget_users(
 def count_lists(*, redis_url: str, user_id: str) -> dict[str, int]:
     """How many lists of a user there are, by the key that could hold one."""
     with connected(redis_url) as client:
-        names = [each for kind in _KINDS_OF_USERS for each in _scan(client, f"recmart:*:{kind}")]
+        names = [each for kind in KINDS_OF_USERS for each in _scan(client, f"recmart:*:{kind}")]
         return {name.decode(): int(client.hexists(name, user_id)) for name in sorted(names)}
 
 
@@ -224,7 +222,9 @@ def _current(client: redis.Redis) -> str | None:
 
 
 def _manifest(version: Version, n_lists: dict[str, int]) -> str:
-    return json.dumps({"content_hash": version.content_hash, "n_lists": n_lists})
+    check = version.pseudonym_check
+    names = {} if check is None else {"pseudonym_check": check}
+    return json.dumps({"content_hash": version.content_hash, "n_lists": n_lists, **names})
 
 
 def _require_loaded(client: redis.Redis, version: str, redis_url: str) -> None:

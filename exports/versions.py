@@ -18,15 +18,16 @@ then gets a new version id, which costs one publish and nothing else.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields, replace
 from datetime import date, datetime
 
 import duckdb
 
-from exports import version_diff
+from exports import origins, pseudonyms, version_diff
 from exports.errors import PublishError
+from exports.origins import Ingredient
 from ml_assets.promotion import Promotion
 
 
@@ -195,7 +196,8 @@ class Version:
     that lists were made by; decision and verdict tell whether the version
     may go live, and on what figures (see `ml_assets.promotion`). n_users counts users with
     recommendations, n_products the catalogue, n_rows the rows of all surfaces. removed_at is set
-    once the rows are gone; then nobody can roll back to it.
+    once the rows are gone; then nobody can roll back to it. pseudonym_check is None where ids are
+    clear, else it tells with which key they are asked (see `pseudonyms`).
     """
 
     version: str
@@ -218,6 +220,7 @@ class Version:
     n_rows: int
     content_hash: str
     removed_at: datetime | None
+    pseudonym_check: str | None
 
 
 @dataclass(frozen=True)
@@ -238,7 +241,7 @@ create table if not exists serving.versions (
     created_at timestamp, live_at timestamp, code_version varchar, config_hash varchar,
     settings varchar, model_hash varchar, decision varchar, verdict varchar,
     seed bigint, top_n integer, n_users bigint, n_products bigint, n_rows bigint,
-    content_hash varchar, removed_at timestamp
+    content_hash varchar, removed_at timestamp, pseudonym_check varchar
 );
 create table if not exists serving.version_surfaces (
     version varchar, surface varchar, n_rows bigint, content_hash varchar
@@ -259,7 +262,8 @@ create table if not exists serving.publications (
 def ensure_schema(connection: duckdb.DuckDBPyConnection) -> None:
     """Create what is missing of the serving tables and views, so that readers always find them."""
     connection.execute(_TABLES)
-    for column in ("settings", "model_hash", "decision", "verdict"):
+    origins.create_tables(connection)
+    for column in ("settings", "model_hash", "decision", "verdict", "pseudonym_check"):
         # Of a warehouse from before there were such columns.
         connection.execute(
             f"alter table serving.versions add column if not exists {column} varchar"
@@ -292,6 +296,7 @@ def stage_version(
     settings: str,
     promotion: Promotion,
     code_version: str,
+    origin: Sequence[Ingredient],
     created_at: datetime,
     top_n: int,
     popular_depth: int,
@@ -312,6 +317,7 @@ def stage_version(
         settings: Recorded.
         promotion: Recorded; who calls `mark_live` has to respect it.
         code_version: Recorded.
+        origin: Recorded, with the landing files, to make the version again.
         created_at: Now, naive UTC.
         top_n: Length of a user's list, recorded.
         popular_depth: Most rows per list of popular products.
@@ -322,7 +328,7 @@ def stage_version(
     """
     with _transaction(connection):
         ensure_schema(connection)
-        found = [_source_fingerprint(connection, surface, popular_depth) for surface in SURFACES]
+        found = source_fingerprints(connection, popular_depth)
         model_hash = _model_hash(connection)
         content_hash = combined_hash(found)
         version_id = f"{as_of:%Y%m%d}T000000-{content_hash[:8]}"
@@ -334,6 +340,8 @@ def stage_version(
                 "as_of date, or delete that version from serving.versions."
             )
         if existing is not None and existing.state == "live":
+            # What it was made from first stays, unless that was before it was recorded.
+            origins.keep_origin(connection, version_id, origin, replace=False)
             _log(connection, existing, "unchanged", run_id=run_id, happened_at=created_at)
             return existing
         if existing is None or version_fingerprints(connection, version_id) != found:
@@ -341,6 +349,7 @@ def stage_version(
             for surface in SURFACES:
                 _copy_rows(connection, surface, version_id, popular_depth)
         _copy_inputs(connection, version_id)
+        origins.keep_origin(connection, version_id, origin, replace=True)
         staged = Version(
             version=version_id,
             state="candidate",
@@ -362,6 +371,11 @@ def stage_version(
             n_rows=sum(each.n_rows for each in found),
             content_hash=content_hash,
             removed_at=None,
+            pseudonym_check=(
+                pseudonyms.found_check(connection)
+                if origins.has_table(connection, "raw", "pseudonym_check")
+                else None
+            ),
         )
         _replace_row(connection, staged, found)
         _log(connection, staged, "candidate", run_id=run_id, happened_at=created_at)
@@ -673,7 +687,19 @@ def combined_hash(found: list[Fingerprint]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _source_sql(surface: Surface, popular_depth: int) -> str:
+def source_fingerprints(
+    connection: duckdb.DuckDBPyConnection, popular_depth: int
+) -> list[Fingerprint]:
+    """Count and hash what ml and marts hold now, one a surface.
+
+    Raises:
+        PublishError: if it could not be published.
+    """
+    return [_source_fingerprint(connection, surface, popular_depth) for surface in SURFACES]
+
+
+def source_sql(surface: Surface, popular_depth: int) -> str:
+    """The select of a surface's rows from the table that it is published from."""
     # Casts, so that a rank that comes as BIGINT hashes like the INTEGER it is stored as.
     # Qualified, because DuckDB's message on a missing column then names it as missing.
     columns = ", ".join(f"input.{name}::{kind} as {name}" for name, kind in surface.columns.items())
@@ -684,7 +710,7 @@ def _source_sql(surface: Surface, popular_depth: int) -> str:
 def _source_fingerprint(
     connection: duckdb.DuckDBPyConnection, surface: Surface, popular_depth: int
 ) -> Fingerprint:
-    source = _source_sql(surface, popular_depth)
+    source = source_sql(surface, popular_depth)
     try:
         found = fingerprint(connection, surface, f"({source})")
     except (duckdb.CatalogException, duckdb.BinderException, duckdb.ConversionException) as error:
@@ -716,7 +742,7 @@ def _copy_rows(
 ) -> None:
     # Ordered once here, for every later step; and a look-up by id reads one row group instead of
     # all.
-    source = _source_sql(surface, popular_depth)
+    source = source_sql(surface, popular_depth)
     connection.execute(
         f"insert into serving.{surface.name} by name "
         f"select $version as version, * from ({source}) {order_sql(connection, surface, source)}",

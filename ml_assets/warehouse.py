@@ -10,6 +10,8 @@ from pathlib import Path
 import duckdb
 import polars as pl
 
+from ml_assets.threads import n_threads
+
 
 class WarehouseBusyError(RuntimeError):
     """Another process or another run holds the warehouse."""
@@ -40,7 +42,11 @@ class Warehouse:
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            connection = duckdb.connect(str(self.path), config={"memory_limit": self.memory_limit})
+            connection = duckdb.connect(
+                str(self.path),
+                # By itself DuckDB takes the cores of the machine, whatever this process may use.
+                config={"memory_limit": self.memory_limit, "threads": n_threads()},
+            )
         except duckdb.IOException as error:
             if "lock" not in str(error):
                 raise

@@ -82,7 +82,7 @@ def get_fold(
         return kept
     progress(f"the shop as it was on {day}, and the {n_days} days after it")
     with _scratch(settings, day) as scratch:
-        _run(
+        run_as_of(
             scratch,
             _FOLD,
             as_of=day + timedelta(days=n_days),
@@ -116,7 +116,7 @@ def recommend_as_of(
     _latest_day(settings.warehouse)
     progress(f"recommendations as of {day}")
     with _scratch(settings, day) as scratch:
-        _run(scratch, _LISTS, as_of=day, variables={}, recommender=recommender)
+        run_as_of(scratch, _LISTS, as_of=day, variables={}, recommender=recommender)
         with scratch.warehouse.connect() as connection:
             return read_table(connection, "ml.recommendations", RECOMMENDATIONS.names())
 
@@ -177,7 +177,7 @@ def _copy_raw(warehouse: Warehouse, path: Path) -> None:
         connection.execute("detach past")
 
 
-def _run(
+def run_as_of(
     scratch: Settings,
     selection: dg.AssetSelection,
     *,
@@ -185,6 +185,18 @@ def _run(
     variables: dict[str, Any],
     recommender: dict[str, Any],
 ) -> None:
+    """Run a part of the line, without landing and gates, in a home whose raw rows are there.
+
+    Args:
+        scratch: Of that home.
+        selection: The assets.
+        as_of: The last day that it sees.
+        variables: Of dbt_project.yml, where they differ from what stands there.
+        recommender: Settings of RecommenderSettings that differ from the defaults.
+
+    Raises:
+        dg.Failure: if a step fails.
+    """
     # Imported here: the definitions hold the assets that call this.
     from orchestration.definitions import build_definitions
     from orchestration.failures import sentences

@@ -18,6 +18,7 @@ from dagster_dbt import (
 )
 from packaging.version import Version
 
+from ml_assets.threads import n_threads
 from ml_assets.warehouse import Warehouse
 from orchestration.gates import import_early
 from orchestration.settings import DBT, DBT_PROJECT_DIR, Settings
@@ -104,6 +105,7 @@ def dbt_models(
     # The profile reads these.
     os.environ["RECMART_HOME"] = str(settings.home)
     os.environ["RECMART_MEMORY_LIMIT"] = settings.memory_limit
+    os.environ["RECMART_THREADS"] = str(n_threads())
     # Unit tests judge the SQL, not the data: they run with the test suite, not every night.
     arguments = ["build", "--exclude-resource-type", "unit_test"]
     if not context.selected_asset_check_keys:

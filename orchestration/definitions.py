@@ -23,9 +23,10 @@ from orchestration import (
 from orchestration.console import short_console
 from orchestration.io_manager import WarehouseIOManager
 from orchestration.settings import (
+    CONFIG_FILES,
     DBT_PROJECT_DIR,
-    EVENT_WEIGHTS,
     PARSED_DBT,
+    REPOSITORY,
     Settings,
     code_version,
     from_environment,
@@ -70,8 +71,9 @@ def build_definitions(settings: Settings) -> dg.Definitions:
                 published=settings.published,
                 redis_url=settings.redis_url,
                 retain=3,
+                repository=REPOSITORY,
                 code_version=code_version(),
-                config_files=(EVENT_WEIGHTS, DBT_PROJECT_DIR / "dbt_project.yml"),
+                config_files=CONFIG_FILES,
                 redis_retry_seconds=settings.redis_retry_seconds,
             ),
             "recommender": RecommenderSettings(),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import duckdb
 
+from exports.errors import PseudonymError
 from orchestration.failures import MAKE_ROOM, sentences
 from orchestration.settings import REPOSITORY, Settings, from_environment, keep_private
 
@@ -44,7 +45,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--job", default="daily_recommendations")
     job = parser.parse_args().job
-    settings = from_environment()
+    try:
+        settings = from_environment()
+    except PseudonymError as error:
+        print(error, file=sys.stderr)
+        return 1
     keep_private()
     dagster_home = Path(os.environ.setdefault("DAGSTER_HOME", str(settings.home / "dagster")))
     dagster_home.mkdir(parents=True, exist_ok=True)

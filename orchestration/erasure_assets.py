@@ -4,9 +4,9 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from exports import erasure
+from exports import erasure, pseudonyms
 from exports.assets import Publishing
-from exports.errors import PublishError
+from exports.errors import PseudonymError, PublishError
 from ml_assets.warehouse import Warehouse
 from orchestration.landing.contract import LandingError
 from orchestration.landing.erasure import read_requests
@@ -29,6 +29,11 @@ def erasure_certificates(
     try:
         requests = read_requests(settings.data)
         with warehouse.connect() as connection:
+            pseudonyms.create_table(connection)
+            key, check = settings.pseudonym_key, pseudonyms.found_check(connection)
+            pseudonyms.require_key(check, key, place="This warehouse")
+            if key is not None:
+                requests = [pseudonyms.pseudonym(user_id, key) for user_id in requests]
             user_ids = erasure.pending(connection, requests)
         if not user_ids:
             return dg.MaterializeResult(
@@ -41,7 +46,7 @@ def erasure_certificates(
         erasure.compact(warehouse.path)
         with warehouse.connect() as connection:
             certificates = erasure.certify(connection, user_ids, kept, happened_at=now)
-    except (LandingError, PublishError) as error:
+    except (LandingError, PseudonymError, PublishError) as error:
         raise dg.Failure(description=str(error), allow_retries=False) from None
     return dg.MaterializeResult(
         metadata={

@@ -53,10 +53,12 @@ def landing(
                 settings.data,
                 received_at=datetime.now(UTC).replace(tzinfo=None),
                 progress=context.log.info,
+                pseudonym_key=settings.pseudonym_key,
             )
             check_event_types(connection, EVENT_WEIGHTS)
         except LandingError as error:
-            raise dg.Failure(description=str(error), allow_retries=False) from None
+            said = str(error) if settings.pseudonym_key is None else error.discreet
+            raise dg.Failure(description=said, allow_retries=False) from None
         counts = {
             table: _count(connection, table)
             for table in (*DESCRIPTIONS, "landing_files", "malformed_lines")

@@ -18,7 +18,7 @@ daily_recommendations = dg.define_asset_job(
 )
 
 # What learns, and what only looks back; everything else follows the shop from hour to hour.
-_LEARNED = dg.AssetSelection.assets(
+LEARNED = dg.AssetSelection.assets(
     ["ml", "item_factors"],
     ["ml", "item_neighbours"],
     ["ml", "product_vectors"],
@@ -38,7 +38,7 @@ _LEARNED = dg.AssetSelection.assets(
 
 refresh_recommendations = dg.define_asset_job(
     "refresh_recommendations",
-    selection=_LINE - _LEARNED,
+    selection=_LINE - LEARNED,
     description="The line with the models it has: new events, and lists for whom they concern.",
 )
 

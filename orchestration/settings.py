@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+from exports.pseudonyms import key_from
 from ml_assets.warehouse import Warehouse
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -15,6 +16,12 @@ DBT_PROJECT_DIR = REPOSITORY / "dbt_project"
 DBT = Path(sys.executable).with_name("dbt")
 PARSED_DBT = DBT.with_name("recmart-dbt")
 EVENT_WEIGHTS = DBT_PROJECT_DIR / "seeds" / "event_weights.csv"
+# Where a shop's settings stand, beside those of a run.
+CONFIG_FILES = (
+    EVENT_WEIGHTS,
+    DBT_PROJECT_DIR / "seeds" / "merchandising_rules.csv",
+    DBT_PROJECT_DIR / "dbt_project.yml",
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,8 @@ class Settings:
         redis_url: `REDIS_URL`: a server, `embedded` for one started on demand, `off` for none.
         alert_url: `RECMART_ALERT_URL`: a webhook that is told of failures; empty for none.
         redis_retry_seconds: How long to wait before a Redis that does not answer is asked again.
+        pseudonym_key: `RECMART_PSEUDONYM_KEY`, or the content of the file that
+            `RECMART_PSEUDONYM_KEY_FILE` names; None for clear ids.
     """
 
     home: Path
@@ -37,6 +46,8 @@ class Settings:
     # It may hold a token: shown nowhere.
     alert_url: str = field(default="", repr=False)
     redis_retry_seconds: float = 20.0
+    # Never shown: whoever has it and a list of customers can tell who is who.
+    pseudonym_key: str | None = field(default=None, repr=False)
 
     @property
     def warehouse(self) -> Warehouse:
@@ -50,7 +61,11 @@ class Settings:
 
 
 def from_environment() -> Settings:
-    """The settings of this process, with the documented defaults."""
+    """The settings of this process, with the documented defaults.
+
+    Raises:
+        PseudonymError: if the key of pseudonyms cannot be used.
+    """
 
     def path(name: str, default: Path) -> Path:
         return Path(os.environ.get(name) or default).resolve()
@@ -61,6 +76,7 @@ def from_environment() -> Settings:
         memory_limit=os.environ.get("RECMART_MEMORY_LIMIT") or "4GB",
         redis_url=os.environ.get("REDIS_URL") or "embedded",
         alert_url=os.environ.get("RECMART_ALERT_URL") or "",
+        pseudonym_key=key_from(os.environ),
     )
 
 

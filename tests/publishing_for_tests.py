@@ -204,6 +204,7 @@ def stage(connection: duckdb.DuckDBPyConnection, **settings: Any) -> Version:
             "settings": "{}",
             "promotion": Promotion(ACCEPTED, "better than ever"),
             "code_version": "0.1.0",
+            "origin": [],
             "created_at": NOW,
             "top_n": 5,
             "popular_depth": 100,

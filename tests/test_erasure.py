@@ -2,19 +2,16 @@
 
 import json
 import shutil
-from datetime import date
 
 import dagster as dg
 import pytest
-import redis
-from lines import line_in, why_it_failed
+from lines import line_in, places_with, redis_url, why_it_failed, write_small_shop
 
 from exports.erasure import ERASED_LINE
 from exports.files import verify_version_files
 from exports.reader import Reader
 from orchestration.landing.contract import LandingError
 from orchestration.landing.erasure import read_requests
-from orchestration.landing.synthetic_shop import write_shop
 
 GONE = "Zoë-erased-7741"
 HEADER = "user_id,product_id,event_type,event_ts,quantity,price,session_id,order_id\n"
@@ -25,17 +22,7 @@ def line(tmp_path_factory):
     """Two versions live after each other, with the user in each, and then the user erased."""
     folder = tmp_path_factory.mktemp("erasure")
     line = line_in(folder, redis_url="embedded")
-    write_shop(
-        line.settings.data,
-        n_users=60,
-        n_products=40,
-        n_events=3_000,
-        n_days=60,
-        start=date(2024, 1, 1),
-        seed=3,
-        file_format="csv",
-        dirt={},
-    )
+    write_small_shop(line.settings.data)
     line.last = "2024-02-28"
     assert line.run(dg.AssetSelection.groups("raw")).success
     products = [
@@ -68,33 +55,6 @@ def line(tmp_path_factory):
     line.products = products
     yield line
     line.stop()
-
-
-def everything_in_redis(line):
-    with redis.Redis.from_url(redis_url(line)) as client:
-        return b"".join(client.dump(key) or b"" for key in client.scan_iter()) + b"".join(
-            field + value
-            for key in client.scan_iter("recmart:*")
-            if client.type(key) == b"hash"
-            for field, value in client.hgetall(key).items()
-        )
-
-
-def redis_url(line):
-    from exports.redis_server import EmbeddedRedis
-
-    return EmbeddedRedis(line.settings.home).start()
-
-
-def places_with(line, text):
-    """Files of the home, and Redis, that hold the text."""
-    wanted = text.encode()
-    found = [
-        str(path.relative_to(line.settings.home))
-        for path in sorted(line.settings.home.rglob("*"))
-        if path.is_file() and not path.is_symlink() and wanted in path.read_bytes()
-    ]
-    return found + ["Redis"] * (wanted in everything_in_redis(line))
 
 
 def lists_of_others(line):

@@ -16,7 +16,7 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 import pytest
-from lines import Line, line_in, unexplained, why_it_failed, write_files
+from lines import Line, line_in, unexplained, why_it_failed, write_files, write_small_shop
 
 from exports.assets import REDIS_RETRIES
 from exports.placements import PLACEMENTS
@@ -787,17 +787,7 @@ def test_the_sensor_sees_new_changed_and_removed_files(tmp_path):
 
 def test_a_refresh_keeps_the_models_and_scores_only_whom_new_events_concern(tmp_path):
     line = line_in(tmp_path)
-    write_shop(
-        line.settings.data,
-        n_users=60,
-        n_products=40,
-        n_events=4_000,
-        n_days=60,
-        start=date(2024, 1, 1),
-        seed=3,
-        file_format="csv",
-        dirt={},
-    )
+    write_small_shop(line.settings.data, n_events=4_000)
     too_early = line.run(job_name="refresh_recommendations")
     assert "Run the job daily_recommendations once" in why_it_failed(too_early)
 

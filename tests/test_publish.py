@@ -172,6 +172,23 @@ def test_a_rollback_shows_the_old_version_everywhere(warehouse, published, redis
     assert shown(warehouse, published, redis_url) == (first.version,) * 3
 
 
+def test_a_rollback_in_a_warehouse_of_an_earlier_release_adds_what_it_lacks(
+    warehouse, published, redis_url
+):
+    first = publish_taste(warehouse, 0, published, redis_url)
+    publish_taste(warehouse, 1, published, redis_url)
+    for surface in versions.SURFACES:
+        warehouse.execute(f"drop view serving.current_{surface.name}")
+    warehouse.execute(
+        "alter table serving.versions drop column pseudonym_check;"
+        "drop table serving.version_origins; drop table serving.version_files"
+    )
+
+    roll_back(warehouse, first, published, redis_url)
+
+    assert shown(warehouse, published, redis_url) == (first.version,) * 3
+
+
 def test_a_rollback_to_keys_that_expired_loads_them_again(warehouse, published, redis_url):
     first = publish_taste(warehouse, 0, published, redis_url)
     publish_taste(warehouse, 1, published, redis_url)

@@ -15,7 +15,15 @@ class LandingError(Exception):
     """Something about the landing folder that only its owner can mend.
 
     The message is a whole sentence: which file, column or row, what was expected, what to do.
+
+    Attributes:
+        discreet: The same without anything that stands in a file, where customers' ids must not
+            get into logs.
     """
+
+    def __init__(self, message: str, *, discreet: str | None = None) -> None:
+        super().__init__(message)
+        self.discreet = message if discreet is None else discreet
 
 
 @dataclass(frozen=True)
@@ -151,7 +159,9 @@ def match_columns(entity: Entity, header: Sequence[str], *, source_file: str) ->
         if key in first_position:
             raise LandingError(
                 f"{source_file}: the columns {header[first_position[key]]!r} and {name!r} both "
-                f"mean {key}. Every column may stand in a file once: rename or remove one of them."
+                f"mean {key}. Every column may stand in a file once: rename or remove one of them.",
+                discreet=f"{source_file}: two columns have the same name or meaning. Every column "
+                "may stand in a file once: rename or remove one of them.",
             )
         first_position[key] = position
         if column:
@@ -177,10 +187,11 @@ def require_columns(
     others = [name for name in header if canonical(entity, name) is None]
     guesses = [(column, _likely_name(column, others)) for column in missing]
     hints = "".join(f" Is {name!r} the {column}?" for column, name in guesses if name)
+    what = f"{source_file}: {_columns(missing)} missing from this file of {entity.name}; "
+    remedy = "Rename the column, or put an adapter.sql into the landing folder that maps it."
     raise LandingError(
-        f"{source_file}: {_columns(missing)} missing from this file of {entity.name}; "
-        f"it has {', '.join(map(repr, header)) or 'no columns at all'}.{hints} "
-        "Rename the column, or put an adapter.sql into the landing folder that maps it."
+        f"{what}it has {', '.join(map(repr, header)) or 'no columns at all'}.{hints} {remedy}",
+        discreet=f"{what}it has {len(header)} others. {remedy}",
     )
 
 

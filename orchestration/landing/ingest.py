@@ -27,8 +27,10 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from exports import erasure
+from exports import erasure, pseudonyms
 from exports.erasure import ERASED_LINE, ERASED_ROW, is_erased, names_erased
+from exports.errors import PseudonymError
+from exports.pseudonyms import pseudonym_sql
 from orchestration.landing.contract import (
     ENTITIES,
     LAYOUT,
@@ -160,6 +162,7 @@ def ingest_folder(
     *,
     received_at: datetime,
     progress: Callable[[str], None],
+    pseudonym_key: str | None = None,
 ) -> IngestSummary:
     """Load what is new in the landing folder into the schema raw.
 
@@ -178,13 +181,17 @@ def ingest_folder(
         folder: The landing folder; with an adapter.sql in it, only that is run.
         received_at: Noted with what is loaded; naive means UTC.
         progress: Called with a sentence before and after each file.
+        pseudonym_key: Where it is given, ids of users, visits, orders and events are replaced by
+            keyed hashes, and nothing is kept of further columns and malformed lines of events and
+            users but a hash; see `exports/pseudonyms.py`.
 
     Returns:
         A line per file.
 
     Raises:
         LandingError: if the folder, or one or more of its files cannot be used. Former rows of
-            these files are still there, and all other files are loaded.
+            these files are still there, and all other files are loaded. Or if the key is not the
+            one that the warehouse was filled with.
     """
     if received_at.tzinfo is not None:
         received_at = received_at.astimezone(UTC).replace(tzinfo=None)
@@ -197,6 +204,10 @@ def ingest_folder(
     # come in the order of the file.
     with _settings(connection, TimeZone="UTC", preserve_insertion_order=True):
         _create_raw_tables(connection)
+        try:
+            pseudonyms.use_key(connection, pseudonym_key)
+        except PseudonymError as error:
+            raise LandingError(str(error)) from None
         _refuse_second_shop(connection, folder)
         if (folder / ADAPTER).exists():
             files = _ingest_adapter(connection, folder, received_at, progress)
@@ -234,15 +245,19 @@ def check_event_types(connection: duckdb.DuckDBPyConnection, weights_csv: Path) 
         [sorted(known)],
     ).fetchall()
     if unknown:
-        found = "; ".join(
-            f"{name!r} in {n_rows:,} row{'s'[: n_rows != 1]}, first in {file}, row {row}"
-            for name, n_rows, (file, row) in unknown
-        )
-        raise LandingError(
-            f"There are events of a type that has no weight in {weights_csv.name}: {found}. "
-            f"Add a line for it to {weights_csv} (weight 0 if it says nothing about taste), "
-            "or correct the file."
-        )
+
+        def sentence(shown: Callable[[str], str]) -> str:
+            found = "; ".join(
+                f"{shown(name)} in {n_rows:,} row{'s'[: n_rows != 1]}, first in {file}, row {row}"
+                for name, n_rows, (file, row) in unknown
+            )
+            return (
+                f"There are events of a type that has no weight in {weights_csv.name}: {found}. "
+                f"Add a line for it to {weights_csv} (weight 0 if it says nothing about taste), "
+                "or correct the file."
+            )
+
+        raise LandingError(sentence(repr), discreet=sentence(lambda _: "a type"))
 
 
 # ---------------------------------------------------------------- the folder
@@ -296,7 +311,8 @@ def _ingest_files(
         with contextlib.suppress(LandingError, _NotPlainError):
             outcomes = _ingest_together(connection, folder, arrived, received_at, progress)
             loaded |= {outcome.source_file: outcome for outcome in outcomes}
-    outcomes, errors = [], []
+    outcomes = []
+    errors: list[LandingError] = []
     for file in files:
         try:
             outcomes.append(
@@ -304,9 +320,11 @@ def _ingest_files(
                 or _ingest_file(connection, file, received_at, progress)
             )
         except LandingError as error:
-            errors.append(str(error))
+            errors.append(error)
     if errors:
-        raise LandingError("\n".join(errors))
+        raise LandingError(
+            "\n".join(map(str, errors)), discreet="\n".join(error.discreet for error in errors)
+        )
     return outcomes
 
 
@@ -542,15 +560,26 @@ def _insert(
     source_file_sql: str = "$source_file",
 ) -> int:
     """Append a relation to the entity's raw table and return the number of rows."""
+    is_hidden = _hides(connection, entity)
     values = ", ".join(
-        f"nullif({relation.columns[column]}, '') as \"{column}\""
-        if column in relation.columns
-        else f'null::varchar as "{column}"'
+        f'{_hidden(value) if is_hidden and column in _IDS else value} as "{column}"'
         for column in entity.columns
+        for value in [
+            f"nullif({relation.columns[column]}, '')"
+            if column in relation.columns
+            else "null::varchar"
+        ]
     )
+    attributes = relation.attributes
+    if is_hidden and attributes != "null":
+        # A hash tells rows apart as the columns did.
+        attributes = (
+            f"case when {attributes} is not null "
+            f"then json_object('hidden', {pseudonym_sql(attributes)})::varchar end"
+        )
     rows = (
         f"select {source_file_sql} as source_file, {relation.row} as source_row, {values}, "
-        f"{relation.attributes} as attributes from {relation.sql}"
+        f"{attributes} as attributes from {relation.sql}"
     )
     if "user_id" in entity.columns and connection.execute("from raw.erased_users").fetchone():
         # Whoever was erased stays so: the row is counted, and nothing of it is kept.
@@ -570,12 +599,31 @@ def _insert(
     ).fetchall()[0][0]
 
 
+# What names a customer, or a visit or order of one: everything that is compared and not computed
+# with, but for products and types.
+_IDS = ("user_id", "event_id", "session_id", "order_id")
+
+
+def _hides(connection: duckdb.DuckDBPyConnection, entity: Entity) -> bool:
+    """Whether ids of this entity are replaced by pseudonyms."""
+    return "user_id" in entity.columns and pseudonyms.is_on(connection)
+
+
+def _hidden(value: str) -> str:
+    """The SQL of an id's pseudonym. Blanks are no id, and staging has to see that."""
+    return (
+        f"case when trim({value}, e' \\t\\r\\n') = '' then {value} else {pseudonym_sql(value)} end"
+    )
+
+
 def _insert_malformed(
     connection: duckdb.DuckDBPyConnection, file: LandingFile, relation: str, **parameters: Any
 ) -> int:
     """Append (line_number, line, error) to raw.malformed_lines, return how many there were."""
     line = "left(line, $kept)"
-    if connection.execute("from raw.erased_users").fetchone():
+    if _hides(connection, file.entity):
+        line = f"'(not kept: ' || {pseudonym_sql('line')} || ')'"
+    elif connection.execute("from raw.erased_users").fetchone():
         line = f"case when {names_erased('line')} then '{ERASED_LINE}' else {line} end"
     return connection.execute(
         f"insert into raw.malformed_lines "
@@ -583,7 +631,7 @@ def _insert_malformed(
         {
             "source_file": file.source_file,
             "entity": file.entity.name,
-            "kept": _KEPT_OF_MALFORMED_LINE,
+            **({"kept": _KEPT_OF_MALFORMED_LINE} if "$kept" in line else {}),
             **parameters,
         },
     ).fetchall()[0][0]
@@ -723,10 +771,13 @@ def _insert_parquet(
     except (duckdb.OutOfMemoryException, duckdb.InterruptException):
         raise
     except (duckdb.Error, *_PARQUET_ERRORS) as error:
-        raise LandingError(
-            f"{file.source_file} cannot be loaded as Parquet ({_first_line(error)}). "
+        what = f"{file.source_file} cannot be loaded as Parquet"
+        remedy = (
             "If it is damaged or half-written, write it again, or move it out of the landing "
             "folder."
+        )
+        raise LandingError(
+            f"{what} ({_first_line(error)}). {remedy}", discreet=f"{what}. {remedy}"
         ) from error
 
 
@@ -859,7 +910,9 @@ def _read_header(lines: "_NumberedLines", file: LandingFile) -> _CsvShape:
         raise LandingError(
             f"{file.source_file}: the header has a quote in the wrong place: "
             f"{text.strip()[:_LONGEST_ERROR]!r}. "
-            "Its first line has to name the columns."
+            "Its first line has to name the columns.",
+            discreet=f"{file.source_file}: the header has a quote in the wrong place. Its first "
+            "line has to name the columns.",
         )
     # A delimiter at the end of every line makes a last column without a name, which is no clash.
     named = [name if name.strip() else f"column_{at + 1}" for at, name in enumerate(header)]
@@ -1270,11 +1323,19 @@ def _ingest_adapter(
     progress: Callable[[str], None],
 ) -> list[FileOutcome]:
     """Run adapter.sql and load its views; all of them again when it or any file changed."""
-    fingerprint, n_bytes = _fingerprint_adapter(folder)
+    read = _fingerprint_adapter(folder)
+    n_bytes = sum(size for _, _, size in read)
+    fingerprint = hashlib.sha256(
+        "".join(f"{sha256} {name}\n" for name, sha256, _ in read).encode()
+    ).hexdigest()
     former = connection.execute(
         "select source_file, entity, n_rows, content_sha256 from raw.landing_files order by all"
     ).fetchall()
     if former and all(row[3] == fingerprint for row in former):
+        if not connection.execute("from raw.adapter_files limit 1").fetchall():
+            # Of a warehouse from before there was such a table.
+            with _transaction(connection):
+                _register_adapter_files(connection, read)
         progress(f"{ADAPTER}: unchanged, and so are its files")
         return [FileOutcome(name, entity, "unchanged", n, 0) for name, entity, n, _ in former]
     progress(f"{ADAPTER}: running over {n_bytes / 1e6:,.1f} MB")
@@ -1301,26 +1362,34 @@ def _ingest_adapter(
                 FileOutcome(source_file, entity.name, "replaced" if former else "loaded", n_rows, 0)
             )
             progress(f"{source_file}: {n_rows:,} rows")
+        _register_adapter_files(connection, read)
     return outcomes
 
 
-def _fingerprint_adapter(folder: Path) -> tuple[str, int]:
-    """Return a SHA-256 over the adapter and its files with their names, and their bytes' number.
+def _register_adapter_files(
+    connection: duckdb.DuckDBPyConnection, read: Sequence[tuple[str, str, int]]
+) -> None:
+    connection.execute("delete from raw.adapter_files")
+    connection.executemany(
+        "insert into raw.adapter_files select ?, ?, ?, max(received_at) from raw.landing_files",
+        read,
+    )
+
+
+def _fingerprint_adapter(folder: Path) -> list[tuple[str, str, int]]:
+    """Return name, SHA-256 and number of bytes of the adapter and of each file it can read.
 
     What is written about the data (*.md) may change without a reload.
     """
-    total = hashlib.sha256()
-    n_bytes = 0
+    found = []
     for path in sorted(folder.rglob("*"), key=Path.as_posix):
         parts = path.relative_to(folder).parts
         is_hidden = any(part.startswith((".", "_")) for part in parts)
         if path.is_dir() or is_hidden or path.suffix.lower() == ".md":
             continue
         name = "/".join(parts)
-        fingerprint, size = _fingerprint(path, name)
-        total.update(f"{fingerprint} {name}\n".encode())
-        n_bytes += size
-    return total.hexdigest(), n_bytes
+        found.append((name, *_fingerprint(path, name)))
+    return found
 
 
 @contextlib.contextmanager
@@ -1391,9 +1460,14 @@ def _adapter_errors(folder: Path) -> Iterator[None]:
     except (duckdb.OutOfMemoryException, duckdb.InterruptException):
         raise
     except duckdb.Error as error:
+        what = f"{folder / ADAPTER} fails"
+        remedy = (
+            f"Correct the SQL; it runs in DuckDB {duckdb.__version__} with file names relative to "
+            "its folder."
+        )
         raise LandingError(
-            f"{folder / ADAPTER} fails: {_first_line(error)}. Correct the SQL; it runs in DuckDB "
-            f"{duckdb.__version__} with file names relative to its folder."
+            f"{what}: {_first_line(error)}. {remedy}",
+            discreet=f"{what} ({type(error).__name__}). {remedy}",
         ) from error
 
 
@@ -1439,6 +1513,7 @@ _TRACES = ("source_file", "source_row")
 def _create_raw_tables(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("create schema if not exists raw")
     erasure.create_tables(connection)
+    pseudonyms.create_table(connection)
     connection.execute(
         """
         create table if not exists raw.landing_files (
@@ -1450,6 +1525,13 @@ def _create_raw_tables(connection: duckdb.DuckDBPyConnection) -> None:
             n_malformed bigint,
             received_at timestamp,
             same_content_as varchar
+        )
+        """
+    )
+    connection.execute(
+        """
+        create table if not exists raw.adapter_files (
+            source_file varchar, content_sha256 varchar, n_bytes bigint, received_at timestamp
         )
         """
     )

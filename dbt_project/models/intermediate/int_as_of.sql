@@ -1,4 +1,4 @@
--- Grain: one row: the day everything is computed for.
+-- Grain: one row: the day everything is computed for, and the variables that the run was given.
 {% set as_of = var('as_of') %}
 
 with
@@ -34,5 +34,6 @@ chosen as (
 
 select
     as_of,
-    as_of - {{ var('holdout_days') }} as holdout_from
+    as_of - {{ var('holdout_days') }} as holdout_from,
+    '{{ tojson(invocation_args_dict.get('vars') or {}) | replace("'", "''") }}' as variables
 from chosen
