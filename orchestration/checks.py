@@ -122,7 +122,7 @@ def recommendation_gates(
         if not promotion.passed:
             complaints.append(str(promotion.description))
         if complaints:
-            _reject(context, connection, version, " ".join(complaints))
+            reject(context, connection, version, " ".join(complaints))
     yield from _results(verdicts, CANDIDATE_KEY)
     yield promotion
 
@@ -144,12 +144,13 @@ def promotion_result(version: Version) -> dg.AssetCheckResult:
     )
 
 
-def _reject(
+def reject(
     context: dg.AssetCheckExecutionContext,
     connection: duckdb.DuckDBPyConnection,
     version: Version,
     reason: str,
 ) -> None:
+    """Keep a staged version from going live, and say why."""
     # A version that is live already has passed this gate: what changed is the marts around it.
     if version.state == "candidate":
         versions.mark_rejected(

@@ -14,6 +14,7 @@ DBT_PROJECT_DIR = REPOSITORY / "dbt_project"
 # The environment's own dbt, whether or not it was activated.
 DBT = Path(sys.executable).with_name("dbt")
 EVENT_WEIGHTS = DBT_PROJECT_DIR / "seeds" / "event_weights.csv"
+DRIFT_LIMITS = DBT_PROJECT_DIR / "seeds" / "drift_limits.csv"
 
 
 @dataclass(frozen=True)
