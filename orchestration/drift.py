@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, time, timedelta
 from statistics import median
 
 from exports.run_history import RunMetric
@@ -27,7 +27,7 @@ LIVE_DAYS = 28
 WEEKS = 4
 
 # How metrics begin that name a type or a day, and the one that says how old the data were.
-EVENTS_OF, VANISHED, MISSING, BEHIND = "events of ", "vanished ", "missing ", "days behind"
+EVENTS_OF, VANISHED, MISSING, BEHIND = "events of ", "vanished ", "missing ", "hours behind"
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def expected(figure: Figure, limit: Limit, past: Sequence[RunMetric]) -> Expecte
     Args:
         figure: What the run sees.
         limit: Of its check.
-        past: From `published_metrics`.
+        past: What published runs saw.
     """
     if figure.value is None or not figure.is_judged:
         return Expected(None, None, "there is nothing to judge")
@@ -174,7 +174,7 @@ def vanished_types(
 
     Args:
         counts: One per type.
-        past: From `published_metrics`.
+        past: What published runs saw.
         limit: Of event_type_vanished; min_rows is the least number of events to expect.
     """
     least = limit.min_rows or 1
@@ -203,27 +203,52 @@ def vanished_types(
     return sorted(gone)
 
 
-def last_day_due(as_of: date, *, newest: date, today: date, past: Sequence[RunMetric]) -> date:
+def hours_behind(as_of: date, now: datetime, past: Sequence[RunMetric]) -> float:
+    """Hours from the end of as_of to the run that saw its events first; below 0 on the day itself.
+
+    Args:
+        as_of: The day of the run.
+        now: Naive UTC.
+        past: What published runs saw.
+    """
+    hours = (now - _end_of(as_of)).total_seconds() / 3600
+    former = [row.value for row in _behind(past) if row.as_of == as_of and row.value is not None]
+    return min([hours, *former])
+
+
+def last_day_due(
+    as_of: date, *, newest: date, now: datetime, past: Sequence[RunMetric], runs: int
+) -> date:
     """The last day of which there should be events.
+
+    Yesterday's are due at the hour at which published runs usually had them.
 
     Args:
         as_of: The day of the run.
         newest: The day of the latest event of all.
-        today: By the clock, UTC.
-        past: From `published_metrics`.
+        now: Naive UTC.
+        past: What published runs saw.
+        runs: Published runs that tell what is usual.
     """
-    if as_of < newest:
-        # Somebody asked for a day of the past.
+    published = _behind(past)
+    if as_of < newest or not published:
+        # Somebody asked for a day of the past, or there was no run that could tell.
         return as_of
-    due = as_of
-    published = [row for row in past if row.check_name == "day_is_missing" and row.metric == BEHIND]
-    behind = (today - as_of).days
-    if published:
-        due = max(due, published[-1].as_of)
-        behind = min(behind, int(published[-1].value or 0))
-    if behind <= LIVE_DAYS:
-        due = max(due, today - timedelta(days=1))
-    return due
+    due = max(as_of, published[-1].as_of)
+    usual = median(row.value or 0 for row in published[-runs:])
+    if usual > LIVE_DAYS * 24:
+        return due
+    # Half an hour: a run that starts a little earlier than usual.
+    had_by_now = (now - timedelta(hours=usual - 0.5)).date() - timedelta(days=1)
+    return max(due, min(had_by_now, now.date() - timedelta(days=1)))
+
+
+def _behind(past: Sequence[RunMetric]) -> list[RunMetric]:
+    return [row for row in past if row.check_name == "day_is_missing" and row.metric == BEHIND]
+
+
+def _end_of(day: date) -> datetime:
+    return datetime.combine(day + timedelta(days=1), time.min)
 
 
 def missing_days(

@@ -66,8 +66,8 @@ def drift_of_inputs(
     """What was loaded against earlier runs, before any model learns from it."""
     now = datetime.now(UTC).replace(tzinfo=None)
     with warehouse.connect() as connection:
-        limits, past = _limits(connection), run_history.published_metrics(connection)
-        figures = drift_figures.input_figures(connection, limits, past, today=now.date())
+        limits, past = _limits(connection), drift_figures.past_runs(connection)
+        figures = drift_figures.input_figures(connection, limits, past, now=now)
         judged = _judge(context, connection, settings, figures, limits, past, now)
     yield from _results(context, INPUT_CHECKS, judged)
 
@@ -87,7 +87,7 @@ def drift_of_lists(
     now = datetime.now(UTC).replace(tzinfo=None)
     with warehouse.connect() as connection:
         version = versions.staged_version(connection)
-        limits, past = _limits(connection), run_history.published_metrics(connection)
+        limits, past = _limits(connection), drift_figures.past_runs(connection)
         figures = drift_figures.list_figures(connection, version.version)
         judged = _judge(context, connection, settings, figures, limits, past, now)
         complaints = [

@@ -5,12 +5,11 @@ Belongs here: SQL, and the figures it gives. Does not belong here: how they are 
 
 import math
 from collections.abc import Mapping, Sequence
-from datetime import date
+from datetime import date, datetime
 
 import duckdb
 
-from exports import erasure
-from exports.run_history import RunMetric
+from exports.run_history import RunMetric, published_metrics
 from ml_assets.promotion import DEFAULT, METRIC, SEGMENT, TARGET
 from orchestration.drift import (
     BEHIND,
@@ -20,6 +19,7 @@ from orchestration.drift import (
     WEEKS,
     Figure,
     TypeCount,
+    hours_behind,
     known,
     last_day_due,
     missing_days,
@@ -81,8 +81,8 @@ _INPUTS = f"""
     refused as (
         select
             source_file,
-            count(*) filter (reason <> '{erasure.REASON}') as n_refused,
-            count(*) filter (reason = '{erasure.REASON}') as n_erased
+            count(*) filter (reason <> $erased) as n_refused,
+            count(*) filter (reason = $erased) as n_erased
         from staging.rejected_rows
         where entity = 'events'
         group by source_file
@@ -163,31 +163,50 @@ _LISTS = """
 """
 
 
+def past_runs(connection: duckdb.DuckDBPyConnection) -> list[RunMetric]:
+    """What published runs saw; if a day of the past is asked for, runs of days up to it."""
+    past = published_metrics(connection)
+    ((as_of, newest),) = connection.execute(
+        "select as_of, (select max(event_on) from intermediate.int_event_days)"
+        " from intermediate.int_as_of"
+    ).fetchall()
+    if newest is not None and as_of < newest:
+        return [row for row in past if row.as_of <= as_of]
+    return past
+
+
 def input_figures(
     connection: duckdb.DuckDBPyConnection,
     limits: Mapping[str, Limit],
     past: Sequence[RunMetric],
     *,
-    today: date,
+    now: datetime,
 ) -> list[Figure]:
     """What the tables say that models learn from.
 
     Args:
         connection: The warehouse after dbt.
         limits: From `limits_of`.
-        past: From `published_metrics`.
-        today: By the clock, UTC.
+        past: From `past_runs`.
+        now: Naive UTC.
     """
+    # Imported here: it imports what compiles.
+    from exports.erasure import REASON
+
     ((as_of,),) = connection.execute("select as_of from intermediate.int_as_of").fetchall()
     figures = [
         Figure(check, metric, value, n_rows, as_of)
-        for check, metric, value, n_rows in connection.execute(_INPUTS, {"today": today}).fetchall()
+        for check, metric, value, n_rows in connection.execute(
+            _INPUTS, {"today": now.date(), "erased": REASON}
+        ).fetchall()
     ]
-    counts = [TypeCount(*row) for row in connection.execute(_TYPES, {"today": today}).fetchall()]
+    counts = [
+        TypeCount(*row) for row in connection.execute(_TYPES, {"today": now.date()}).fetchall()
+    ]
     return [
         *figures,
         *_type_figures(counts, past, limits["event_type_vanished"], as_of),
-        *_day_figures(connection, past, as_of, today),
+        *_day_figures(connection, past, limits["day_is_missing"], as_of, now),
     ]
 
 
@@ -207,7 +226,11 @@ def _type_figures(
 
 
 def _day_figures(
-    connection: duckdb.DuckDBPyConnection, past: Sequence[RunMetric], as_of: date, today: date
+    connection: duckdb.DuckDBPyConnection,
+    past: Sequence[RunMetric],
+    limit: Limit,
+    as_of: date,
+    now: datetime,
 ) -> list[Figure]:
     check = "day_is_missing"
     days = {
@@ -220,7 +243,13 @@ def _day_figures(
     gone = missing_days(
         {day for day in days if day <= as_of},
         as_of=as_of,
-        until=last_day_due(as_of, newest=max(days, default=as_of), today=today, past=past),
+        until=last_day_due(
+            as_of,
+            newest=max(days, default=as_of),
+            now=now,
+            past=past,
+            runs=int(limit.runs or 1),
+        ),
         published=published[-1] if published else None,
     )
     let_through = known(past, check, MISSING)
@@ -229,7 +258,7 @@ def _day_figures(
         Figure(check, "days that are due and have no events", len(new), math.inf, as_of,
                detail=_first_of([f"{day:%A} {day}" for day in new])),
         *(_noted(check, f"{MISSING}{day}", 1, as_of) for day in gone),
-        _noted(check, BEHIND, (today - as_of).days, as_of),
+        _noted(check, BEHIND, hours_behind(as_of, now, past), as_of),
     ]  # fmt: skip
 
 

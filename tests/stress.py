@@ -22,6 +22,7 @@ from fuzzing import as_markdown, fuzz
 from kill_line import DailyShop, kill_line, line_faults
 from kills import RANDOM, Tally, Witness, children, kill_publishing, publish_taste, run_child
 from switching import switch_under_readers
+from test_drift import CORRUPTIONS
 
 from exports.redis_server import EmbeddedRedis
 from orchestration.settings import REPOSITORY
@@ -72,6 +73,13 @@ ELSEWHERE = {
     "test_gates_judge_again_after_a_run_was_killed_while_they_wrote",
     "a run was killed while it held the warehouse": "test_crash.py::"
     "test_a_run_that_is_killed_lets_go_of_the_warehouse",
+    **{
+        corruption: "test_drift.py::test_a_corruption_blocks_the_publish_and_the_pointer_stays"
+        f"[{corruption}]"
+        for corruption in CORRUPTIONS
+    },
+    "a day lands tenfold": "test_drift.py::"
+    "test_a_broken_day_stops_before_models_learn_and_once_it_is_mended_the_next_run_publishes",
 }
 
 

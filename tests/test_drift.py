@@ -30,11 +30,13 @@ from orchestration.drift import (
     TypeCount,
     complaint,
     expected,
+    hours_behind,
     last_day_due,
     missing_days,
     outcomes,
     vanished_types,
 )
+from orchestration.drift_figures import list_figures, past_runs
 from orchestration.drift_limits import CHECKS, LimitsError, limits_of_file
 from orchestration.landing.synthetic_shop import write_shop
 from orchestration.settings import DRIFT_LIMITS, REPOSITORY
@@ -206,35 +208,52 @@ def test_the_day_that_was_published_last_is_due():
     assert found == [gone]
 
 
-def published(as_of, behind):
-    return [row(1, behind, check="day_is_missing", metric=BEHIND, as_of=as_of)]
+# Runs at three in the morning found the events of the day before.
+NIGHTLY = [
+    row(n, 3.0, check="day_is_missing", metric=BEHIND, as_of=DAY - timedelta(days=3 - n))
+    for n in (1, 2, 3)
+]
+HISTORY = [row(1, 50_000.0, check="day_is_missing", metric=BEHIND, as_of=DAY)]
+
+
+def at(day, hour, minute=0):
+    return datetime(day.year, day.month, day.day, hour, minute)
 
 
 @pytest.mark.parametrize(
-    ("today", "past", "due"),
+    ("now", "past", "due"),
     [
-        pytest.param(DAY + timedelta(days=1), [], DAY, id="nothing is late"),
-        pytest.param(DAY + timedelta(days=3), [], DAY + timedelta(days=2), id="two days late"),
-        pytest.param(date(2030, 1, 1), [], DAY, id="history that somebody loaded"),
+        pytest.param(at(DAY, 3), NIGHTLY, DAY, id="the day itself is not over"),
+        pytest.param(at(DAY + timedelta(days=1), 3), NIGHTLY, DAY, id="nothing is late"),
+        pytest.param(at(DAY + timedelta(days=2), 2), NIGHTLY, DAY, id="earlier than usual"),
         pytest.param(
-            date(2030, 1, 1), published(DAY, 1), date(2029, 12, 31), id="a feed that died"
+            at(DAY + timedelta(days=2), 2, 58), NIGHTLY, DAY + timedelta(days=1), id="a day late"
         ),
+        pytest.param(at(date(2030, 1, 1), 3), NIGHTLY, date(2029, 12, 31), id="a feed that died"),
+        pytest.param(at(date(2030, 1, 1), 3), HISTORY, DAY, id="history that somebody loaded"),
+        pytest.param(at(date(2030, 1, 1), 3), [], DAY, id="the first run"),
         pytest.param(
-            date(2030, 1, 1),
-            published(DAY + timedelta(days=1), 2000),
+            at(date(2030, 1, 1), 3),
+            [replace(HISTORY[0], as_of=DAY + timedelta(days=1))],
             DAY + timedelta(days=1),
             id="less than was published",
         ),
     ],
 )
-def test_events_are_due_up_to_yesterday_in_a_feed_that_is_live(today, past, due):
-    assert last_day_due(DAY, newest=DAY, today=today, past=past) == due
+def test_events_are_due_at_the_hour_at_which_published_runs_had_them(now, past, due):
+    assert last_day_due(DAY, newest=DAY, now=now, past=past, runs=14) == due
 
 
 def test_whoever_asks_for_a_day_of_the_past_is_owed_no_later_day():
     newest = DAY + timedelta(days=9)
 
-    assert last_day_due(DAY, newest=newest, today=newest, past=published(newest, 1)) == DAY
+    assert last_day_due(DAY, newest=newest, now=at(newest, 3), past=NIGHTLY, runs=14) == DAY
+
+
+def test_a_shop_is_as_late_as_the_first_run_that_saw_the_day():
+    assert hours_behind(DAY, at(DAY + timedelta(days=1), 5), []) == 5
+    assert hours_behind(DAY, at(DAY + timedelta(days=1), 5), NIGHTLY) == 3
+    assert hours_behind(DAY, at(DAY, 23), NIGHTLY) == -1
 
 
 # --- words, limits and history ------------------------------------------------------------------
@@ -288,7 +307,7 @@ def test_every_check_has_limits_and_stands_on_the_page():
 
 
 MISTAKES = {
-    "a number that is none": ("volume_jumped,block,0.2,", "volume_jumped,block,a fifth,",
+    "a number that is none": ("volume_jumped,block,0.15,", "volume_jumped,block,a fifth,",
                               ["row 5 (volume_jumped), column lowest", "'a fifth'"]),
     "an unknown severity": ("day_is_missing,block", "day_is_missing,stop",
                             ["row 4 (day_is_missing), column severity", "block or warn"]),
@@ -300,7 +319,7 @@ MISTAKES = {
                           ["row 9 (metric_fell), column most_fall", "40"]),
     "half a rule": ("block,,,0.25,0.4,4,", "block,,,0.25,0.4,,",
                     ["row 9 (metric_fell), column deviations", "empty"]),
-    "bounds the wrong way round": ("0.2,5,", "5,0.2,",
+    "bounds the wrong way round": ("0.15,6.5,", "6.5,0.15,",
                                    ["row 5 (volume_jumped), column lowest", "above highest"]),
     "no such column": ("min_rows", "rows", ["has no column min_rows"]),
 }  # fmt: skip
@@ -320,6 +339,23 @@ def test_a_mistake_in_the_limits_is_named_by_row_and_column(mistake, tmp_path):
     assert "drift_limits.csv" in str(raised.value)
     for word in words:
         assert word in str(raised.value)
+
+
+def test_a_day_of_the_past_is_held_against_the_days_before_it():
+    with duckdb.connect() as connection:
+        connection.execute(
+            f"""
+            create schema intermediate;
+            create table intermediate.int_event_days as select date '{DAY}' + 3 as event_on;
+            create table intermediate.int_as_of as select date '{DAY}' + 3 as as_of;
+            """
+        )
+        record(connection, rows(1.0, 2.0, 3.0))
+        today = [each.value for each in past_runs(connection)]
+        connection.execute("update intermediate.int_as_of set as_of = as_of - 1")
+
+        assert today == [1.0, 2.0, 3.0]
+        assert [each.value for each in past_runs(connection)] == [1.0, 2.0]
 
 
 def test_only_published_runs_are_history_and_a_day_counts_once():
@@ -357,6 +393,29 @@ def test_an_acceptance_is_remembered_when_the_day_is_published_once_more():
         (found,) = published_metrics(connection)
 
     assert (found.run_number, found.accepted) == (2, "Anna")
+
+
+def test_a_metric_belongs_to_the_day_on_which_it_was_measured():
+    with duckdb.connect() as connection:
+        connection.execute(
+            """
+            create schema intermediate; create schema ml; create schema serving;
+            create schema marts;
+            create table intermediate.int_as_of as select date '2024-03-09' as as_of;
+            create table marts.products as select 'p' as product_id, true as is_available;
+            create table serving.recommendations as select 'v' as version, 'u' as user_id,
+                'p' as product_id, 'hybrid' as source;
+            create table ml.offline_metrics as select *, 'hybrid' as model,
+                'new_products' as target, 'known' as segment, 'ndcg@20' as metric
+            from (values (0.2, 500, '2024-01-31/2024-02-28'), (0.3, 600, '2024-02-01/2024-03-01'))
+                as folds (value, n_users, fold);
+            """
+        )
+
+        *shares, metric = list_figures(connection, "v")
+
+    assert [(share.value, share.as_of) for share in shares] == 2 * [(1, date(2024, 3, 9))]
+    assert (float(metric.value), metric.n_rows, metric.as_of) == (0.3, 600, DAY)
 
 
 # --- the line -----------------------------------------------------------------------------------
