@@ -67,7 +67,9 @@ def drift_of_inputs(
     now = datetime.now(UTC).replace(tzinfo=None)
     with warehouse.connect() as connection:
         limits, past = _limits(connection), drift_figures.past_runs(connection)
-        figures = drift_figures.input_figures(connection, limits, past, now=now)
+        figures = drift_figures.input_figures(
+            connection, limits, past, checks=_wanted(context), now=now
+        )
         judged = _judge(context, connection, settings, figures, limits, past, now)
     yield from _results(context, INPUT_CHECKS, judged)
 
@@ -98,6 +100,10 @@ def drift_of_lists(
     yield from _results(context, LIST_CHECKS, judged)
 
 
+def _wanted(context: dg.AssetCheckExecutionContext) -> set[str]:
+    return {key.name for key in context.selected_asset_check_keys}
+
+
 def _limits(connection: duckdb.DuckDBPyConnection) -> dict[str, Limit]:
     try:
         rows = read_table(connection, "staging.drift_limits").to_dicts()
@@ -115,9 +121,8 @@ def _judge(
     past: Sequence[RunMetric],
     now: datetime,
 ) -> list[Judged]:
-    """Judge the figures of the checks that are asked for, and record them."""
-    wanted = {key.name for key in context.selected_asset_check_keys}
-    op = context.op_execution_context
+    """Judge the figures of the checks that are asked, and record them."""
+    op, wanted = context.op_execution_context, _wanted(context)
     ranges = [
         (each, drift.expected(each, limits[each.check], past))
         for each in figures
@@ -169,8 +174,7 @@ def _results(
     context: dg.AssetCheckExecutionContext, checks: Sequence[Check], judged: Sequence[Judged]
 ) -> Iterator[dg.AssetCheckResult]:
     for check in checks:
-        asset = dg.AssetKey(check.table.split("."))
-        if dg.AssetCheckKey(asset, check.name) not in context.selected_asset_check_keys:
+        if check.name not in _wanted(context):
             continue
         own = [each for each in judged if each.figure.check == check.name]
         told = [drift.told(each) for each in own if each.outcome != "noted"]
@@ -184,7 +188,7 @@ def _results(
             (context.log.error if is_blocked else context.log.warning)(text)
         yield dg.AssetCheckResult(
             check_name=check.name,
-            asset_key=asset,
+            asset_key=dg.AssetKey(check.table.split(".")),
             passed=not texts,
             severity=(dg.AssetCheckSeverity.ERROR if is_blocked else dg.AssetCheckSeverity.WARN),
             description=" ".join(texts) or " ".join([check.description, *told]),

@@ -4,7 +4,7 @@ Belongs here: SQL, and the figures it gives. Does not belong here: how they are 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime
 
 import duckdb
@@ -42,15 +42,31 @@ _DAYS = """
 """
 
 # One row per figure: check_name, metric, value, n_rows.
-_INPUTS = f"""
-    with {_DAYS},
-    products as (
+_PRODUCTS = """
+    with products as (
         select
-            count(*) as n_products,
+            count(*)::double as n_products,
             count(*) filter (is_available) as n_available,
             count(distinct text) as n_texts
         from marts.products
-    ),
+    )
+    select 'catalogue_shrank', 'products that can be bought', n_available::double, n_products
+    from products
+    union all
+    select 'catalogue_text_vanished', 'share of products with a text of their own',
+        n_texts / nullif(n_products, 0), n_products
+    from products
+"""
+
+_SIGNALS = """
+    select 'weights_are_equal', 'standard deviation of the logarithm of weights',
+        stddev_pop(ln(weight)), count(*)
+    from marts.signals
+    where weight > 0 and isfinite(weight)
+"""
+
+_VOLUMES = f"""
+    with {_DAYS},
     before as (
         select n_events, event_on in (day - 7, day - 14, day - 21, day - 28) as is_alike
         from days cross join latest
@@ -64,13 +80,15 @@ _INPUTS = f"""
                 else median(n_events)
             end as n_usual
         from before
-    ),
-    latest_day as (
-        select n_events, n_usual
-        from days inner join latest on event_on = day cross join usual
-    ),
-    -- Beside all files the newest: a day's fault is lost among years.
-    landed as (
+    )
+    select 'volume_jumped', 'events of the latest day per event that is usual',
+        n_events / nullif(n_usual, 0), greatest(n_events, n_usual)
+    from days inner join latest on event_on = day cross join usual
+"""
+
+# Beside all files the newest: a day's fault is lost among years.
+_ACCEPTED = """
+    with landed as (
         select
             source_file,
             n_rows + n_malformed as n_rows,
@@ -93,24 +111,7 @@ _INPUTS = f"""
             n_rows - coalesce(n_erased, 0) as n_rows,
             coalesce(n_refused, 0) as n_refused
         from landed left join refused using (source_file)
-    ),
-    signals as (
-        select count(*) as n_signals, stddev_pop(ln(weight)) as deviation
-        from marts.signals
-        where weight > 0 and isfinite(weight)
     )
-    select 'catalogue_shrank', 'products that can be bought', n_available::double,
-        n_products::double
-    from products
-    union all
-    select 'catalogue_text_vanished', 'share of products with a text of their own',
-        n_texts / nullif(n_products, 0), n_products
-    from products
-    union all
-    select 'volume_jumped', 'events of the latest day per event that is usual',
-        n_events / nullif(n_usual, 0), greatest(n_events, n_usual)
-    from latest_day
-    union all
     select 'accepted_share_fell', 'share of all event rows that are accepted',
         1 - sum(n_refused) / nullif(sum(n_rows), 0), coalesce(sum(n_rows), 0)
     from arrived
@@ -118,10 +119,6 @@ _INPUTS = f"""
     select 'accepted_share_fell', 'share of the rows of the newest events files that are accepted',
         1 - sum(n_refused) / nullif(sum(n_rows), 0), coalesce(sum(n_rows), 0)
     from arrived where is_newest
-    union all
-    select 'weights_are_equal', 'standard deviation of the logarithm of weights',
-        deviation, n_signals
-    from signals
 """
 
 _TYPES = f"""
@@ -180,6 +177,7 @@ def input_figures(
     limits: Mapping[str, Limit],
     past: Sequence[RunMetric],
     *,
+    checks: Collection[str],
     now: datetime,
 ) -> list[Figure]:
     """What the tables say that models learn from.
@@ -188,26 +186,32 @@ def input_figures(
         connection: The warehouse after dbt.
         limits: From `limits_of`.
         past: From `past_runs`.
+        checks: Which are asked: who builds one layer alone has not the tables of the others.
         now: Naive UTC.
     """
     # Imported here: it imports what compiles.
     from exports.erasure import REASON
 
     ((as_of,),) = connection.execute("select as_of from intermediate.int_as_of").fetchall()
-    figures = [
-        Figure(check, metric, value, n_rows, as_of)
-        for check, metric, value, n_rows in connection.execute(
-            _INPUTS, {"today": now.date(), "erased": REASON}
-        ).fetchall()
-    ]
-    counts = [
-        TypeCount(*row) for row in connection.execute(_TYPES, {"today": now.date()}).fetchall()
-    ]
-    return [
-        *figures,
-        *_type_figures(counts, past, limits["event_type_vanished"], as_of),
-        *_day_figures(connection, past, limits["day_is_missing"], as_of, now),
-    ]
+    today = {"today": now.date()}
+    figures = []
+    for asked, query, parameters in (
+        ({"catalogue_shrank", "catalogue_text_vanished"}, _PRODUCTS, {}),
+        ({"weights_are_equal"}, _SIGNALS, {}),
+        ({"volume_jumped"}, _VOLUMES, today),
+        ({"accepted_share_fell"}, _ACCEPTED, {"erased": REASON}),
+    ):
+        if asked & set(checks):
+            figures += [
+                Figure(check, metric, value, n_rows, as_of)
+                for check, metric, value, n_rows in connection.execute(query, parameters).fetchall()
+            ]
+    if "event_type_vanished" in checks:
+        counts = [TypeCount(*row) for row in connection.execute(_TYPES, today).fetchall()]
+        figures += _type_figures(counts, past, limits["event_type_vanished"], as_of)
+    if "day_is_missing" in checks:
+        figures += _day_figures(connection, past, limits["day_is_missing"], as_of, now)
+    return [figure for figure in figures if figure.check in checks]
 
 
 def _type_figures(

@@ -53,28 +53,28 @@ INPUT_CHECKS = (
     ),
     Check(
         "event_type_vanished",
-        "staging.stg_events",
+        "intermediate.int_daily_signals",
         "Every event type that is due came.",
         "the export leaves it out or calls it by another name: look at the newest events file, "
         "and land it whole",
     ),
     Check(
         "day_is_missing",
-        "staging.stg_events",
+        "intermediate.int_daily_signals",
         "Every day that is due has events.",
         "its file did not arrive, was removed, or was refused: look at raw.landing_files and "
         "staging.rejected_rows, and land it",
     ),
     Check(
         "volume_jumped",
-        "staging.stg_events",
+        "intermediate.int_daily_signals",
         "The latest day has about as many events as such a day has.",
         "events came twice, are of a test or of a program, or only a part of them came: compare "
         "the newest events file with the one before, and land the right one",
     ),
     Check(
         "accepted_share_fell",
-        "staging.stg_events",
+        "intermediate.int_daily_signals",
         "About as large a share of event rows as before is accepted.",
         "a column changed its format or the catalogue lacks products: count "
         "staging.rejected_rows by reason, and land the file as it was agreed",
