@@ -126,7 +126,7 @@ def limits_of_file(path: Path) -> dict[str, Limit]:
     """The limits of the seed drift_limits.csv.
 
     Raises:
-        LimitsError: naming line and column of all that is wrong.
+        LimitsError: naming row and column of all that is wrong.
     """
     with path.open(newline="", encoding="utf-8") as file:
         lines = csv.DictReader(file)

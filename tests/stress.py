@@ -16,13 +16,13 @@ from tempfile import TemporaryDirectory
 
 from bench_all import say
 from bench_measure import machine
+from corruptions import CORRUPTIONS
 from faults import DISK_MEGABYTES, FAULTS, can_mount, disk_full, place_in
 from fuzzing import Tally as Tally_of_damage
 from fuzzing import as_markdown, fuzz
 from kill_line import DailyShop, kill_line, line_faults
 from kills import RANDOM, Tally, Witness, children, kill_publishing, publish_taste, run_child
 from switching import switch_under_readers
-from test_drift import CORRUPTIONS
 
 from exports.redis_server import EmbeddedRedis
 from orchestration.settings import REPOSITORY
