@@ -11,7 +11,7 @@ import dagster as dg
 import duckdb
 
 from exports import run_history, versions
-from exports.errors import PublishError
+from exports.errors import PublishError, RedisAwayError
 from exports.redis_server import EmbeddedRedis
 from exports.versions import Version
 from ml_assets.assets import RecommenderSettings
@@ -21,6 +21,11 @@ from ml_assets.warehouse import Warehouse, read_table
 # Keys of a version that is never replaced, because the line stopped running, go away in the end.
 TTL_SECONDS = 30 * 24 * 3600
 POPULAR_DEPTH = 100
+LIVE_KEY = dg.AssetKey(["serving", "live"])
+# A night and a half: one missed run is seen before the second.
+SERVED_FOR = timedelta(hours=36)
+# Of a Redis that does not answer: restarts take seconds, and whatever lasts longer is for people.
+REDIS_RETRIES = 2
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Publishing:
         retain: Versions kept for a rollback, the live one included.
         code_version: Of recmart.
         config_files: Files whose content is part of the configuration.
+        redis_retry_seconds: How long to wait before a Redis that does not answer is asked again.
     """
 
     home: Path
@@ -42,6 +48,7 @@ class Publishing:
     retain: int
     code_version: str
     config_files: tuple[Path, ...]
+    redis_retry_seconds: float
 
     def connect_redis(self) -> str | None:
         """The URL to load, the embedded server started if need be; None if Redis is off.
@@ -68,6 +75,18 @@ def _now() -> datetime:
 def _failure(error: PublishError) -> dg.Failure:
     # Not retried: what is wrong here stays wrong until somebody mends it.
     return dg.Failure(description=str(error), allow_retries=False)
+
+
+def _retry_if_away(
+    context: dg.AssetExecutionContext, publishing: Publishing, error: PublishError
+) -> None:
+    """Ask Dagster to do the step again where that can help: Redis restarts, bad data does not."""
+    if isinstance(error, RedisAwayError) and context.retry_number < REDIS_RETRIES:
+        context.log.warning(
+            f"{error} The step is tried again in {publishing.redis_retry_seconds:g} s "
+            f"({context.retry_number + 1} of {REDIS_RETRIES})."
+        )
+        raise dg.RetryRequested(REDIS_RETRIES, publishing.redis_retry_seconds) from error
 
 
 class CandidateConfig(dg.Config):
@@ -202,6 +221,7 @@ def redis_lists(
                 ),
             )
         except PublishError as error:
+            _retry_if_away(context, publishing, error)
             raise _failure(
                 _without_redis(context, connection, publishing, version, error)
             ) from None
@@ -233,11 +253,10 @@ def _without_redis(
 
 
 @dg.asset(
-    key=["serving", "live"],
+    key=LIVE_KEY,
     group_name="serving",
     kinds={"duckdb", "redis"},
-    # A night and a half: one missed run is seen before the second.
-    freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=36)),
+    freshness_policy=dg.FreshnessPolicy.time_window(fail_window=SERVED_FOR),
     deps=[candidate, version_files, redis_lists],
 )
 def live(
@@ -262,6 +281,7 @@ def live(
                 happened_at=_now(),
             )
         except PublishError as error:
+            _retry_if_away(context, publishing, error)
             raise _failure(error) from None
     metadata: dict[str, Any] = {
         "version": now_live.version,

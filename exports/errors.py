@@ -16,6 +16,10 @@ class RedisLoadError(PublishError):
     """Redis did not take a version. `recmart:current` is as it was."""
 
 
+class RedisAwayError(RedisLoadError):
+    """Redis does not answer, or not yet: the same again may succeed a little later."""
+
+
 class RedisServerError(PublishError):
     """The embedded Redis cannot be found, started or stopped."""
 

@@ -16,7 +16,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from exports.errors import RedisLoadError, redis_remedy, without_password
+from exports.errors import RedisAwayError, RedisLoadError, redis_remedy, without_password
 
 UNCHANGED = "Readers keep the version they have."
 
@@ -30,7 +30,7 @@ _OPTIONS: dict[str, Any] = {
     "single_connection_client": True,
     "socket_connect_timeout": 5.0,
     "socket_timeout": _STALL_SECONDS,
-    # The run is what is retried, since a server that came back may have lost keys.
+    # The step is what is retried, since a server that came back may have lost keys.
     "retry": Retry(NoBackoff(), 0),
 }
 
@@ -85,9 +85,10 @@ def explained(error: Exception | str, redis_url: str) -> RedisLoadError:
     if remedy := redis_remedy(text):
         return RedisLoadError(f"{where} cannot be used: {text}. {remedy} {UNCHANGED}")
     if code in _REMEDIES:
-        return RedisLoadError(f"{where} refused: {text}. {_REMEDIES[code]} {UNCHANGED}")
+        kind = RedisAwayError if code == "LOADING" else RedisLoadError
+        return kind(f"{where} refused: {text}. {_REMEDIES[code]} {UNCHANGED}")
     if isinstance(error, (redis.ConnectionError, redis.TimeoutError, OSError)):
-        return RedisLoadError(
+        return RedisAwayError(
             f"{where} does not answer ({text}). Start it, or set REDIS_URL to one that runs "
             f"(rediss:// where it speaks TLS, redis:// where not), and run again. {UNCHANGED}"
         )

@@ -1,6 +1,7 @@
 """What an analyst asks of the lists, as macros and views of the warehouse.
 
     from ml.explain_recommendation('12977', '22423')   -- why this?
+    from ml.explain_events('12977', '22423')           -- and by which events of which days?
     from ml.why_not('12977', '22423')                  -- why is it not on the list?
     from ml.score_shares                               -- of every published row
     from ml.blended(0.5, 0.5)                          -- and with other weights?
@@ -10,7 +11,9 @@
 The shares of an explanation add up to the published score. A score is
 `w_cf z(cf) + w_content z(content)`, a z-score what the raw score lies above the user's mean, times
 1 / deviation, and the raw score a sum over what the user touched; so each touched product has a
-share of its own, and what an average product gets is a share as well.
+share of its own, and what an average product gets is a share as well. Models read one weight per
+user and product, the sum of what its events weigh with their age; its share is the events' in
+proportion to that, day by day and type by type.
 """
 
 from collections.abc import Mapping
@@ -343,6 +346,24 @@ _EXPLAIN = """
     order by abs(share) desc, part, because_product_id
 """
 
+_EXPLAIN_EVENTS = """
+    create or replace macro ml.explain_events(the_user, the_product) as table
+    select
+        explained.part,
+        explained.because_product_id,
+        explained.because_title,
+        days.event_on,
+        days.event_type,
+        days.n_events,
+        coalesce(days.event_type, explained.what) as what,
+        explained.share * coalesce(days.share, 1) as share
+    from ml.explain_recommendation(the_user, the_product) as explained
+    left join (from marts.signal_days where user_id = the_user::varchar) as days
+        on explained.because_product_id = days.product_id
+    order by abs(explained.share * coalesce(days.share, 1)) desc,
+        part, because_product_id, event_on, days.event_type
+"""
+
 # Every published row at once: minutes of work for a large shop.
 _SHARES = "create or replace view ml.score_shares as {explained}"
 
@@ -491,6 +512,7 @@ def create_macros(
     one = "select the_user::varchar as user_id, the_product::varchar as product_id"
     connection.execute(_BLENDED.format(top_n=int(settings["top_n"])))
     connection.execute(_EXPLAIN.format(explained=explained(one)))
+    connection.execute(_EXPLAIN_EVENTS)
     connection.execute(
         _SHARES.format(explained=explained("select user_id, product_id from ml.recommendations"))
     )

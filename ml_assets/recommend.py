@@ -445,6 +445,10 @@ def _most_alike(
                     because[row, i] = at
 
 
+# A list of eight times the same title, one for each colour or brand, helps nobody.
+OF_ONE_TITLE = 2
+
+
 def similar_products(
     likeness: list[tuple[sp.csr_matrix, float]],
     *,
@@ -452,10 +456,11 @@ def similar_products(
     product_ids: pl.Series,
     k: int,
 ) -> pl.DataFrame:
-    """SIMILAR_PRODUCTS: for every product the k available ones most like it.
+    """SIMILAR_PRODUCTS: for every product the available ones most like it.
 
     Likeness is the weighted sum over models of how like two products are, so that a product nobody
-    bought yet is still found by its text.
+    bought yet is still found by its text. Of products with the same title the `OF_ONE_TITLE` most
+    alike are taken.
 
     Args:
         likeness: `(n_items, n_items)` float32 from 0 to 1, an entry per pair that is alike, each
@@ -470,8 +475,12 @@ def similar_products(
     row = np.repeat(np.arange(len(product_ids)), np.diff(total.indptr))
     # Left as entries that are zero, which come last and are cut off.
     total.data[(total.indices == row) | ~available_items(products, product_ids)[total.indices]] = 0
-    nearest, score = largest_of_rows(total, k=k)
-    place = np.nonzero((nearest != NOTHING) & (score > 0))
+    # More than k, for what others of the same title leave free.
+    nearest, score = largest_of_rows(total, k=3 * k)
+    nearest[score <= 0] = NOTHING
+    _keep_few_of_one_title(nearest, score, _title_codes(products, product_ids), OF_ONE_TITLE)
+    nearest, score = nearest[:, :k], score[:, :k]
+    place = np.nonzero(nearest != NOTHING)
     return pl.DataFrame(
         {
             "product_id": product_ids.gather(place[0]),
@@ -480,3 +489,40 @@ def similar_products(
             "score": score[place],
         }
     ).match_to_schema(SIMILAR_PRODUCTS)
+
+
+def _title_codes(products: pl.DataFrame, product_ids: pl.Series) -> np.ndarray:
+    """(n_items,) int32: equal for equal titles but for case; a product without has its own."""
+    titles = product_ids.to_frame("product_id").join(
+        products.select("product_id", title=pl.col("title").str.to_uppercase().str.strip_chars()),
+        on="product_id",
+        how="left",
+        maintain_order="left",
+    )
+    has_none = pl.col("title").fill_null("") == ""
+    named = (
+        pl.when(has_none).then("id " + pl.col("product_id")).otherwise("title " + pl.col("title"))
+    )
+    return titles.select(named.rank("dense")).to_series().to_numpy().astype(np.int32)
+
+
+@njit(cache=True, nogil=True)
+def _keep_few_of_one_title(
+    nearest: np.ndarray, score: np.ndarray, title: np.ndarray, n_most: int
+) -> None:
+    """Move what may stay to the front of each row, in order; `NOTHING` behind it."""
+    n_rows, n = nearest.shape
+    for row in range(n_rows):
+        n_kept = 0
+        for i in range(n):
+            item = nearest[row, i]
+            if item < 0:
+                break
+            n_same = 0
+            for j in range(n_kept):
+                n_same += title[nearest[row, j]] == title[item]
+            if n_same < n_most:
+                nearest[row, n_kept] = item
+                score[row, n_kept] = score[row, i]
+                n_kept += 1
+        nearest[row, n_kept:] = NOTHING

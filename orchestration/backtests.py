@@ -187,7 +187,7 @@ def _run(
 ) -> None:
     # Imported here: the definitions hold the assets that call this.
     from orchestration.definitions import build_definitions
-    from orchestration.demo import failures
+    from orchestration.failures import sentences
 
     definitions = build_definitions(scratch)
     # Gates guard what is published, and judged these rows when they were.
@@ -208,6 +208,7 @@ def _run(
         )
     if not result.success:
         raise dg.Failure(
-            description=f"the line as of {as_of} failed: " + "; ".join(failures(result)),
+            description=f"the line as of {as_of} failed: "
+            + "; ".join(sentences(result.all_events)),
             allow_retries=False,
         )

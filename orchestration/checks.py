@@ -41,18 +41,24 @@ def _results(verdicts: list[Verdict], asset: dg.AssetKey) -> Iterator[dg.AssetCh
             check_name=rule.name,
             asset_key=asset,
             passed=verdict.passed,
-            description=rule.description if verdict.passed else complaint(verdict),
+            description=rule.description if verdict.passed else complaint(verdict, asset),
             metadata={"seen": verdict.value, "expected": _range(verdict)},
         )
 
 
-def complaint(verdict: Verdict) -> str:
-    """What was seen, what was expected and what to look at, as a sentence."""
+def complaint(verdict: Verdict, asset: dg.AssetKey) -> str:
+    """Where, what was seen, what was expected and what to look at, as a sentence."""
     rule = verdict.rule
     return (
-        f"{rule.name}: saw {verdict.value:g}, expected {_range(verdict)}. {rule.description} "
-        f"Here it does not hold: {rule.remedy}."
+        f"{'.'.join(asset.path)}, {rule.name}: saw {verdict.value:g}, expected {_range(verdict)}. "
+        f"{rule.description} Here it does not hold: {rule.remedy}."
     )
+
+
+def _stop(complaints: list[str], consequence: str) -> None:
+    """End the step with the complaints for a reason; Dagster's own names the checks alone."""
+    if complaints:
+        raise dg.Failure(description="\n".join([*complaints, consequence]), allow_retries=False)
 
 
 def _range(verdict: Verdict) -> str:
@@ -78,12 +84,16 @@ def input_gates(
     """Accepted events and signals, before any model learns from them."""
     # Who builds one layer alone is asked about that one.
     wanted = context.selected_asset_check_keys
+    complaints = []
     with warehouse.connect() as connection:
         for gate, asset in ((ACCEPTED_EVENTS, EVENTS_KEY), (SIGNALS, SIGNALS_KEY)):
             if any(key.asset_key == asset for key in wanted):
                 for result in _results(judge(connection, gate, docs_root=settings.home), asset):
                     if dg.AssetCheckKey(asset, str(result.check_name)) in wanted:
                         yield result
+                        if not result.passed:
+                            complaints.append(str(result.description))
+    _stop(complaints, "No model was trained on it, and the last published version stays live.")
 
 
 @dg.multi_asset_check(
@@ -117,14 +127,17 @@ def recommendation_gates(
             for gate in gates
             for verdict in judge(connection, gate, docs_root=settings.home)
         ]
-        complaints = [complaint(verdict) for verdict in verdicts if not verdict.passed]
+        complaints = [
+            complaint(verdict, CANDIDATE_KEY) for verdict in verdicts if not verdict.passed
+        ]
         promotion = promotion_result(version)
         if not promotion.passed:
-            complaints.append(str(promotion.description))
+            complaints.append(f"serving.candidate, promotion: {promotion.description}")
         if complaints:
             reject(context, connection, version, " ".join(complaints))
     yield from _results(verdicts, CANDIDATE_KEY)
     yield promotion
+    _stop(complaints, "The version is rejected; the last published one stays live.")
 
 
 def promotion_result(version: Version) -> dg.AssetCheckResult:

@@ -3,8 +3,9 @@
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -29,7 +30,8 @@ def _is_parsed(project: DbtProject) -> bool:
 
     Folders count too: a renamed or removed file is seen there alone.
     """
-    if not project.manifest_path.exists():
+    parsed = project.manifest_path.with_name("partial_parse.msgpack")
+    if not (project.manifest_path.exists() and parsed.exists()):
         return False
     parsed_at = project.manifest_path.stat().st_mtime
     sources = (
@@ -68,6 +70,9 @@ class InstalledDbt(DbtCliResource):
     def _cli_version(self) -> Version:
         return Version(metadata.version("dbt-core"))
 
+    def _initialize_dbt_core_adapter(self, args: Sequence[str]) -> None:
+        """None: we ask the warehouse ourselves, and dagster-dbt's own takes a second to import."""
+
 
 class DbtConfig(dg.Config):
     """What a run of the dbt models can be told.
@@ -96,7 +101,7 @@ def dbt_models(
     warehouse: dg.ResourceParam[Warehouse],
 ) -> Iterator[Any]:
     """Run the models and their tests in order; a failing test stops what is built on it."""
-    # The profile reads these; a value other than at the last parse costs a full parse.
+    # The profile reads these.
     os.environ["RECMART_HOME"] = str(settings.home)
     os.environ["RECMART_MEMORY_LIMIT"] = settings.memory_limit
     # Unit tests judge the SQL, not the data: they run with the test suite, not every night.
@@ -110,7 +115,17 @@ def dbt_models(
         variables["as_of"] = config.as_of
     if variables:
         arguments += ["--vars", json.dumps(variables)]
-    invocation = dbt.cli(arguments, context=context, raise_on_error=False)
+    # One folder: of its own for each run, as by default, they would fill the disk.
+    target = settings.home / "dbt"
+    target.mkdir(parents=True, exist_ok=True)
+    # Nobody reads it; where there is none, dagster-dbt makes a copy that everybody may read.
+    (target / "partial_parse.msgpack").touch()
+    invocation = dbt.cli(
+        arguments,
+        context=context,
+        raise_on_error=False,
+        target_path=target,
+    )
     import_early()
     # Held back until dbt has let go of the warehouse, so that rows can be counted.
     events = []
@@ -169,13 +184,37 @@ def _failures(invocation: Any) -> str:
         error = invocation.get_error()
         return f"dbt did not start: {error}. The whole output is in the step's logs."
     lines = [
-        f"{result['unique_id'].split('.')[0]} {result['unique_id'].split('.')[2]}: "
-        f"{(result['message'] or result['status']).strip()}"
+        failed_node(
+            result,
+            invocation.manifest["nodes"].get(result["unique_id"], {}),
+            invocation.target_path,
+        )
         for result in results
         if result["status"] in {"error", "fail", "runtime error"}
     ]
-    return (
-        "dbt stopped before anything was published:\n"
-        + "\n".join(lines)
-        + "\nThe query of each is under dbt_project/target/compiled; run it to see the rows."
-    )
+    return "\n".join([*lines, "dbt stopped; the last published version stays live."])
+
+
+def failed_node(result: dict[str, Any], node: dict[str, Any], target: Path) -> str:
+    """One failed model, seed or test: the table, the figure and the next step.
+
+    Args:
+        result: An element of dbt's run_results.json.
+        node: The same node in manifest.json.
+        target: dbt's target folder.
+    """
+    kind, _, name = result["unique_id"].split(".")[:3]
+    source = node.get("original_file_path", "")
+    query = target / "compiled" / node.get("package_name", "") / source
+    if node.get("test_metadata"):
+        # Tests of a YAML file are compiled one by one into a folder of its name.
+        query /= node["path"]
+    if kind == "test" and result["status"] == "fail":
+        tables = [each.split(".")[-1] for each in node["depends_on"]["nodes"]]
+        description = node.get("description", "").strip()
+        return (
+            f"{' and '.join(tables)}, test {name}: {result['failures']} rows break it, 0 are "
+            f"expected. {description}{' ' if description else ''}To see them run {query}."
+        )
+    said = (result["message"] or result["status"]).strip()
+    return f"{kind} {name}: {said}\nMend dbt_project/{source}; as it was run: {query}."

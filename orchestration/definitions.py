@@ -11,6 +11,7 @@ from ml_assets import assets as model_assets
 from ml_assets.assets import RecommenderSettings
 from ml_assets.warehouse import Warehouse
 from orchestration import (
+    alerts,
     backtest_assets,
     checks,
     dbt_assets,
@@ -22,9 +23,9 @@ from orchestration import (
 from orchestration.console import short_console
 from orchestration.io_manager import WarehouseIOManager
 from orchestration.settings import (
-    DBT,
     DBT_PROJECT_DIR,
     EVENT_WEIGHTS,
+    PARSED_DBT,
     Settings,
     code_version,
     from_environment,
@@ -54,7 +55,11 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             schedules.erase_users,
         ],
         schedules=[schedules.nightly, schedules.hourly],
-        sensors=[schedules.new_landing_files],
+        sensors=[
+            schedules.new_landing_files,
+            alerts.alert_on_failure,
+            alerts.alert_on_old_recommendations,
+        ],
         resources={
             "settings": settings,
             "warehouse": _held_by_one_run(settings.warehouse),
@@ -66,12 +71,13 @@ def build_definitions(settings: Settings) -> dg.Definitions:
                 retain=3,
                 code_version=code_version(),
                 config_files=(EVENT_WEIGHTS, DBT_PROJECT_DIR / "dbt_project.yml"),
+                redis_retry_seconds=settings.redis_retry_seconds,
             ),
             "recommender": RecommenderSettings(),
             "dbt": dbt_assets.InstalledDbt(
                 project_dir=str(DBT_PROJECT_DIR),
                 profiles_dir=str(DBT_PROJECT_DIR),
-                dbt_executable=str(DBT),
+                dbt_executable=str(PARSED_DBT),
             ),
         },
         loggers={"console": dg.colored_console_logger, "short": short_console},

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import duckdb
 
+from orchestration.failures import MAKE_ROOM, sentences
 from orchestration.settings import REPOSITORY, Settings, from_environment, keep_private
 
 TITLES = """
@@ -36,9 +37,6 @@ METRICS = """
     group by model
     order by 2
 """
-
-
-_MAKE_ROOM = "Free disk space there and run again; the last published version stays live."
 
 
 def main() -> int:
@@ -71,43 +69,18 @@ def main() -> int:
     except OperationalError as error:
         print(
             f"\nThe run failed: Dagster could not write its history in {dagster_home}: "
-            f"{error.orig}. {_MAKE_ROOM}",
+            f"{error.orig}. {MAKE_ROOM}",
             file=sys.stderr,
         )
         return 1
     seconds = time.monotonic() - started
     if not result.success:
         print(f"\nThe run failed after {seconds:.0f} s:", file=sys.stderr)
-        for line in failures(result):
+        for line in sentences(result.all_events):
             print(f"  {line}", file=sys.stderr)
         return 1
     print(report(settings, seconds))
     return 0
-
-
-def failures(result: object) -> list[str]:
-    """What went wrong, a line per failed step, in the words of the failure."""
-    lines = []
-    for event in result.filter_events(  # type: ignore[attr-defined]
-        lambda event: event.event_type_value == "RESOURCE_INIT_FAILURE"
-    ):
-        error = event.event_specific_data.error
-        # Without the name of the exception's class.
-        lines.append((error.cause or error).message.strip().partition(": ")[2])
-    for event in result.filter_events(lambda event: event.is_step_failure):  # type: ignore[attr-defined]
-        data = event.step_failure_data
-        metadata = data.user_failure_data
-        reason = metadata.description if metadata and metadata.description else None
-        if reason is None and data.error is not None:
-            reason = (data.error.cause or data.error).message.strip()
-        if (
-            reason is not None
-            and "No space left on device" in reason
-            and "free" not in reason.lower()
-        ):
-            reason += f". {_MAKE_ROOM}"
-        lines.append(f"{event.step_key}: {reason}")
-    return lines
 
 
 def report(settings: Settings, seconds: float) -> str:

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,8 +11,9 @@ from ml_assets.warehouse import Warehouse
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DBT_PROJECT_DIR = REPOSITORY / "dbt_project"
-# The environment's own dbt, whether or not it was activated.
+# The environment's own dbt, whether or not it was activated; and the one of `parsed_dbt.py`.
 DBT = Path(sys.executable).with_name("dbt")
+PARSED_DBT = DBT.with_name("recmart-dbt")
 EVENT_WEIGHTS = DBT_PROJECT_DIR / "seeds" / "event_weights.csv"
 DRIFT_LIMITS = DBT_PROJECT_DIR / "seeds" / "drift_limits.csv"
 
@@ -26,12 +27,17 @@ class Settings:
         data: `RECMART_DATA`: the landing folder.
         memory_limit: `RECMART_MEMORY_LIMIT`: of DuckDB, in its notation.
         redis_url: `REDIS_URL`: a server, `embedded` for one started on demand, `off` for none.
+        alert_url: `RECMART_ALERT_URL`: a webhook that is told of failures; empty for none.
+        redis_retry_seconds: How long to wait before a Redis that does not answer is asked again.
     """
 
     home: Path
     data: Path
     memory_limit: str
     redis_url: str
+    # It may hold a token: shown nowhere.
+    alert_url: str = field(default="", repr=False)
+    redis_retry_seconds: float = 20.0
 
     @property
     def warehouse(self) -> Warehouse:
@@ -55,6 +61,7 @@ def from_environment() -> Settings:
         data=path("RECMART_DATA", REPOSITORY / "data" / "online_retail"),
         memory_limit=os.environ.get("RECMART_MEMORY_LIMIT") or "4GB",
         redis_url=os.environ.get("REDIS_URL") or "embedded",
+        alert_url=os.environ.get("RECMART_ALERT_URL") or "",
     )
 
 

@@ -2,10 +2,8 @@
 
 import csv
 import fcntl
-import os
 import random
 import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +30,6 @@ from kills import (
 from exports.redis_server import EmbeddedRedis
 from exports.versions import SURFACES
 from orchestration.landing.synthetic_shop import write_shop
-from orchestration.settings import DBT, DBT_PROJECT_DIR
 
 _N_EVENTS = 12_000
 # A day each: a part of one would be told from a day of which events are missing, and stopped.
@@ -102,15 +99,6 @@ class DailyShop:
         days = [list(of_day) for _, of_day in groupby(rows, key=lambda row: row[at][:10])]
         self.waiting = days[-_N_FILES:]
         self._write("first.csv", list(chain.from_iterable(days[:-_N_FILES])))
-        # With the environment of the runs, or dbt would read the whole project anew each time.
-        subprocess.run(
-            [
-                *(DBT, "parse", "--quiet"),
-                *("--project-dir", DBT_PROJECT_DIR, "--profiles-dir", DBT_PROJECT_DIR),
-            ],
-            env={**os.environ, **self.environment},
-            check=True,
-        )
 
     def land_a_day(self) -> None:
         """The events of another day."""

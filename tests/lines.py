@@ -8,7 +8,7 @@ import duckdb
 
 from exports.redis_server import EmbeddedRedis
 from orchestration.definitions import build_definitions
-from orchestration.demo import failures
+from orchestration.failures import sentences
 from orchestration.settings import Settings
 
 
@@ -63,6 +63,7 @@ def line_in(folder: Path, *, data: Path | None = None, redis_url: str = "off") -
             data=data or folder / "shop",
             memory_limit="2GB",
             redis_url=redis_url,
+            redis_retry_seconds=0.05,
         )
     )
 
@@ -98,4 +99,4 @@ def unexplained(line):
 def why_it_failed(result: dg.ExecuteInProcessResult) -> str:
     """The sentences that the person who started the run reads."""
     assert not result.success
-    return "\n".join(failures(result))
+    return "\n".join(sentences(result.all_events))

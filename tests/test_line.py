@@ -6,6 +6,9 @@ import html
 import io
 import json
 import shutil
+import socket
+import subprocess
+import threading
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -15,8 +18,10 @@ import polars as pl
 import pytest
 from lines import Line, line_in, unexplained, why_it_failed, write_files
 
+from exports.assets import REDIS_RETRIES
 from exports.placements import PLACEMENTS
 from exports.reader import Reader
+from exports.redis_server import find_redis_server
 from ml_assets.rule_cost import KNOB
 from ml_assets.rules import ACTIONS
 from orchestration.landing.synthetic_shop import write_shop
@@ -214,6 +219,45 @@ def test_an_explanation_names_what_the_user_did_and_its_share(shop):
     # The reason that is published is the product of the largest share.
     of_product.pop(product, None)
     assert max(of_product, key=lambda name: of_product[name]) == because
+
+
+def test_the_shares_of_single_days_add_up_to_the_score_as_well(shop):
+    line, _ = shop
+    # Somebody who did several things with what speaks for a product.
+    ((user, product, score),) = line.query(
+        "select lists.user_id, lists.product_id, score from ml.recommendations as lists"
+        " join marts.signals as past on past.user_id = lists.user_id"
+        " and past.product_id = because_product_id"
+        " where lists.source = 'hybrid'"
+        " order by n_views + n_carts + n_purchases desc, lists.user_id, rank limit 1"
+    )
+    asked = f"({quoted(user)}, {quoted(product)})"
+
+    rows = line.query(
+        f"select because_product_id, event_on, event_type, share from ml.explain_events{asked}"
+    )
+
+    assert sum(row[3] for row in rows) == pytest.approx(score, abs=1e-5)
+    n_products = line.value(f"select count(*) from ml.explain_recommendation{asked}")
+    days = [row for row in rows if row[1] is not None]
+    assert len(rows) > n_products and {row[2] for row in days} > {"view"}
+    # What a day adds is what marts.signals is made of.
+    wrong = line.value(
+        """
+        with days as (
+            select user_id, product_id, sum(relative_weight) as added, sum(share) as shares
+            from marts.signal_days
+            group by all
+        )
+        select count(*)
+        from marts.signals
+        full join days using (user_id, product_id)
+        where
+            relative_weight > 1e-9
+            and (added is null or abs(added - relative_weight) > 1e-6 or abs(shares - 1) > 1e-9)
+        """
+    )
+    assert wrong == 0
 
 
 def test_every_column_of_every_dbt_table_is_described(shop):
@@ -480,7 +524,9 @@ def test_a_red_gate_leaves_the_last_version_live_and_says_what_it_saw(shop):
             connection.execute("create or replace table ml.recommendations as from ml.kept")
             connection.execute("drop table ml.kept")
 
-    assert "no_product_twice" in why_it_failed(result)
+    assert "serving.candidate, no_product_twice: saw 1, expected at most 0. " in why_it_failed(
+        result
+    )
     assert line.snapshot("select version from serving.versions") == live
     (reason,) = line.query("select reason from serving.versions where state = 'rejected'")[0]
     assert "saw 1, expected" in reason
@@ -514,7 +560,7 @@ def test_a_worse_model_is_refused_with_its_figures_and_the_last_version_stays_li
     assert decision == "refused"
     assert "worse than the live version beyond noise" in verdict and "ndcg@20" in verdict
     assert verdict in reason and "force" in reason
-    assert "serving/candidate: promotion" in said
+    assert "serving.candidate, promotion: refused: " in said and verdict in said
 
 
 def test_a_refused_version_can_be_forced_by_name_and_the_name_is_kept(shop, tmp_path):
@@ -548,10 +594,43 @@ def test_without_redis_the_step_is_red_and_the_last_version_stays_live(shop):
     live = line.snapshot("select version from serving.versions")
     without = Line(replace(line.settings, redis_url=NOBODY_LISTENS))
 
-    said = why_it_failed(without.run(dg.AssetSelection.groups("serving")))
+    result = without.run(dg.AssetSelection.groups("serving"))
 
+    said = why_it_failed(result)
     assert "127.0.0.1:1" in said and "The last published version stays live." in said
+    retried = [event.step_key for event in result.all_events if event.is_step_up_for_retry]
+    assert retried == ["serving__redis"] * REDIS_RETRIES
     assert line.snapshot("select version from serving.versions") == live
+
+
+def test_a_redis_that_comes_back_is_loaded_by_the_same_run(shop, tmp_path):
+    line, _ = shop
+    copy = copied(line, tmp_path)
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    servers = []
+
+    def hang_up_then_serve():
+        connection, _ = listener.accept()
+        listener.close()
+        connection.close()
+        command = [find_redis_server(), "--port", str(port), "--save", "", "--dir", tmp_path]
+        servers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+
+    thread = threading.Thread(target=hang_up_then_serve, daemon=True)
+    thread.start()
+    url = f"redis://127.0.0.1:{port}/0"
+    back = Line(replace(copy.settings, redis_url=url, redis_retry_seconds=1.0))
+    try:
+        result = back.run(dg.AssetSelection.groups("serving"))
+        assert result.success, why_it_failed(result)
+        assert [event.step_key for event in result.all_events if event.is_step_up_for_retry]
+        assert Reader(redis_url=url).recommend("007", k=5)
+    finally:
+        thread.join(10)
+        for server in servers:
+            server.kill()
+            server.wait()
 
 
 def test_without_redis_a_first_run_publishes_tables_and_files_all_the_same(shop, tmp_path):
@@ -684,6 +763,7 @@ def test_a_negative_weight_stops_the_run_before_dbt_sees_it(tmp_path, monkeypatc
         {"filter_degree": 0},
         {"ease_regularization": 0.0},
         {"memory_megabytes": 0},
+        {"similar_w_content": 1.5},
         {"ensemble": {"als": 1.0}},
         {"ensemble": {"gf_cf": 0.0}},
     ],

@@ -341,6 +341,32 @@ def test_products_as_alike_as_each_other_come_in_the_order_of_the_catalogue_and_
     assert rows.filter(pl.col("product_id") == "b")["similar_product_id"].to_list() == ["a", "c"]
 
 
+def test_of_products_with_one_title_the_most_alike_few_are_shown():
+    titles = {
+        "a": "Milk",
+        "b": "milk ",
+        "c": "MILK",
+        "d": "Milk",
+        "e": "Bread",
+        "f": None,
+        "g": None,
+    }
+    products = products_of(titles)
+    likeness = np.zeros((7, 7), np.float32)
+    likeness[0] = [0, 0.5, 0.7, 0.9, 0.4, 0.3, 0.2]
+
+    rows = similar_products(
+        [(sp.csr_matrix(likeness), 1.0)],
+        products=products,
+        product_ids=products["product_id"],
+        k=4,
+    )
+
+    assert rows["similar_product_id"].to_list() == ["d", "c", "e", "f"]
+    assert rows["rank"].to_list() == [1, 2, 3, 4]
+    assert rows["score"].is_sorted(descending=True)
+
+
 def test_without_any_model_there_are_no_similar_products():
     rows = similar_products(
         [], products=products_of({"a": None}), product_ids=pl.Series(["a"]), k=5

@@ -59,6 +59,7 @@ def home(tmp_path_factory, server) -> Iterator[Path]:
                 "RECMART_HOME": str(folder / "home"),
                 "DAGSTER_HOME": str(folder / "home" / "dagster"),
                 "RECMART_DATA": str(folder / "data"),
+                "RECMART_ALERT_URL": f"https://hooks.example/{password}",
                 "REDIS_URL": server.replace("redis://", f"redis://shop:{password}@"),
             },
             capture_output=True,
@@ -77,7 +78,7 @@ def test_no_password_is_in_anything_that_a_run_writes(home):
     written = [path for path in home.parent.rglob("*") if path.is_file()]
     compiled = [
         path
-        for folder in (dbt / "target", dbt / "logs", REPOSITORY / "logs")
+        for folder in (home / "dbt", dbt / "target", dbt / "logs", REPOSITORY / "logs")
         for path in folder.rglob("*")
         if path.is_file() and path.stat().st_mtime >= began
     ]

@@ -141,7 +141,13 @@ where faded_weight >= 1e-9 or n_purchases > 0
 
 {#- Decimals: a sum of doubles depends on the order in which threads add them. -#}
 {% macro faded_strength(age_days) -%}
-sum((
+sum({{ faded_part(age_days) }})
+{%- endmacro %}
+
+
+{#- What one day's events of one type add to it. -#}
+{% macro faded_part(age_days) -%}
+(
             strength
             -- Re-rating on one day is one opinion; the third click a day still says more than the
             -- second.
@@ -150,5 +156,5 @@ sum((
                 else least(n_events, {{ var('max_events_per_day_counted') }})
             end
             * power(0.5, ({{ age_days }}) / aged.half_life_days)
-        )::decimal(18, 9))
+        )::decimal(18, 9)
 {%- endmacro %}
