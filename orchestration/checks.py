@@ -55,7 +55,7 @@ def complaint(verdict: Verdict, asset: dg.AssetKey) -> str:
     )
 
 
-def _stop(complaints: list[str], consequence: str) -> None:
+def stop(complaints: list[str], consequence: str) -> None:
     """End the step with the complaints for a reason; Dagster's own names the checks alone."""
     if complaints:
         raise dg.Failure(description="\n".join([*complaints, consequence]), allow_retries=False)
@@ -93,7 +93,7 @@ def input_gates(
                         yield result
                         if not result.passed:
                             complaints.append(str(result.description))
-    _stop(complaints, "No model was trained on it, and the last published version stays live.")
+    stop(complaints, "No model was trained on it, and the last published version stays live.")
 
 
 @dg.multi_asset_check(
@@ -137,7 +137,7 @@ def recommendation_gates(
             reject(context, connection, version, " ".join(complaints))
     yield from _results(verdicts, CANDIDATE_KEY)
     yield promotion
-    _stop(complaints, "The version is rejected; the last published one stays live.")
+    stop(complaints, "The version is rejected; the last published one stays live.")
 
 
 def promotion_result(version: Version) -> dg.AssetCheckResult:

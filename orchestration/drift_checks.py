@@ -10,7 +10,7 @@ from exports import run_history, versions
 from exports.run_history import RunMetric
 from ml_assets.warehouse import MissingTableError, Warehouse, read_table
 from orchestration import drift, drift_figures
-from orchestration.checks import reject
+from orchestration.checks import reject, stop
 from orchestration.drift import Figure, Judged
 from orchestration.drift_limits import (
     INPUT_CHECKS,
@@ -72,6 +72,7 @@ def drift_of_inputs(
         )
         judged = _judge(context, connection, settings, figures, limits, past, now)
     yield from _results(context, INPUT_CHECKS, judged)
+    stop(_blocked(context, INPUT_CHECKS, judged), "No model was trained on it.")
 
 
 @dg.multi_asset_check(
@@ -92,12 +93,11 @@ def drift_of_lists(
         limits, past = _limits(connection), drift_figures.past_runs(connection)
         figures = drift_figures.list_figures(connection, version.version)
         judged = _judge(context, connection, settings, figures, limits, past, now)
-        complaints = [
-            text for check in LIST_CHECKS if (text := _complaint(context, check, judged, "blocked"))
-        ]
+        complaints = _blocked(context, LIST_CHECKS, judged)
         if complaints:
             reject(context, connection, version, " ".join(complaints))
     yield from _results(context, LIST_CHECKS, judged)
+    stop(complaints, "No reader saw the lists.")
 
 
 def _wanted(context: dg.AssetCheckExecutionContext) -> set[str]:
@@ -170,6 +170,13 @@ def _complaint(
     return drift.complaint(check, found, op=op) if found else ""
 
 
+def _blocked(
+    context: dg.AssetCheckExecutionContext, checks: Sequence[Check], judged: Sequence[Judged]
+) -> list[str]:
+    texts = [_complaint(context, check, judged, "blocked") for check in checks]
+    return [text for text in texts if text]
+
+
 def _results(
     context: dg.AssetCheckExecutionContext, checks: Sequence[Check], judged: Sequence[Judged]
 ) -> Iterator[dg.AssetCheckResult]:
@@ -184,8 +191,9 @@ def _results(
             for outcome in ("blocked", "warned", "accepted")
             if (text := _complaint(context, check, own, outcome))
         ]
-        for text in texts:
-            (context.log.error if is_blocked else context.log.warning)(text)
+        if not is_blocked:
+            for text in texts:
+                context.log.warning(text)
         yield dg.AssetCheckResult(
             check_name=check.name,
             asset_key=dg.AssetKey(check.table.split(".")),

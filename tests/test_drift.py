@@ -553,7 +553,9 @@ def test_a_corruption_blocks_the_publish_and_the_pointer_stays(shop, corruption)
 
         result = shop.publish()
 
-        assert check in why_it_failed(result)
+        said = why_it_failed(result)
+        assert f"{check} on {CHECKS[check].table}: " in said and "saw " in said
+        assert f"config > accept > {check}" in said
         assert shop.told() == [(check,)]
         assert shop.witness.look() == before and before.is_same
         if CHECKS[check].table == "serving.candidate":
