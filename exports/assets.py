@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 import duckdb
 
-from exports import versions
+from exports import run_history, versions
 from exports.errors import PublishError, RedisAwayError
 from exports.origins import Ingredient, ingredients_now, made_by
 from exports.redis_server import address
@@ -346,7 +346,7 @@ def _switch(
 ) -> Version:
     from exports import publish
 
-    return publish.switch_live(
+    live = publish.switch_live(
         connection,
         version.version,
         published_dir=publishing.published,
@@ -354,3 +354,7 @@ def _switch(
         run_id=context.run.run_id,
         happened_at=_now(),
     )
+    # A run that was started again from a failed step goes on where its parents stopped.
+    runs = {context.run.run_id, context.run.parent_run_id, context.run.root_run_id} - {None}
+    run_history.mark_published(connection, [str(each) for each in runs], live.version)
+    return live

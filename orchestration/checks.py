@@ -55,7 +55,7 @@ def complaint(verdict: Verdict, asset: dg.AssetKey) -> str:
     )
 
 
-def _stop(complaints: list[str], consequence: str) -> None:
+def stop(complaints: list[str], consequence: str) -> None:
     """End the step with the complaints for a reason; Dagster's own names the checks alone."""
     if complaints:
         raise dg.Failure(description="\n".join([*complaints, consequence]), allow_retries=False)
@@ -93,7 +93,7 @@ def input_gates(
                         yield result
                         if not result.passed:
                             complaints.append(str(result.description))
-    _stop(complaints, "No model was trained on it, and the last published version stays live.")
+    stop(complaints, "No model was trained on it, and the last published version stays live.")
 
 
 @dg.multi_asset_check(
@@ -134,10 +134,10 @@ def recommendation_gates(
         if not promotion.passed:
             complaints.append(f"serving.candidate, promotion: {promotion.description}")
         if complaints:
-            _reject(context, connection, version, " ".join(complaints))
+            reject(context, connection, version, " ".join(complaints))
     yield from _results(verdicts, CANDIDATE_KEY)
     yield promotion
-    _stop(complaints, "The version is rejected; the last published one stays live.")
+    stop(complaints, "The version is rejected; the last published one stays live.")
 
 
 def promotion_result(version: Version) -> dg.AssetCheckResult:
@@ -157,12 +157,13 @@ def promotion_result(version: Version) -> dg.AssetCheckResult:
     )
 
 
-def _reject(
+def reject(
     context: dg.AssetCheckExecutionContext,
     connection: duckdb.DuckDBPyConnection,
     version: Version,
     reason: str,
 ) -> None:
+    """Keep a staged version from going live, and say why."""
     # A version that is live already has passed this gate: what changed is the marts around it.
     if version.state == "candidate":
         versions.mark_rejected(

@@ -15,6 +15,7 @@ from orchestration import (
     backtest_assets,
     checks,
     dbt_assets,
+    drift_checks,
     erasure_assets,
     landing_assets,
     rollback,
@@ -47,7 +48,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
                 erasure_assets,
             ]
         ),
-        asset_checks=dg.load_asset_checks_from_modules([checks]),
+        asset_checks=dg.load_asset_checks_from_modules([checks, drift_checks]),
         jobs=[
             schedules.daily_recommendations,
             schedules.refresh_recommendations,

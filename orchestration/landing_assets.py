@@ -7,9 +7,10 @@ from typing import Any
 import dagster as dg
 
 from ml_assets.warehouse import Warehouse
+from orchestration.drift_limits import LimitsError, limits_of_file
 from orchestration.landing.contract import LandingError
 from orchestration.landing.ingest import check_event_types, ingest_folder
-from orchestration.settings import EVENT_WEIGHTS, Settings
+from orchestration.settings import DRIFT_LIMITS, EVENT_WEIGHTS, Settings
 
 DESCRIPTIONS = {
     "events": "What users did, as it arrived, with file and row.",
@@ -48,6 +49,7 @@ def landing(
     """Load new and changed landing files, leave the others as they are."""
     with warehouse.connect() as connection:
         try:
+            limits_of_file(DRIFT_LIMITS)
             summary = ingest_folder(
                 connection,
                 settings.data,
@@ -59,6 +61,8 @@ def landing(
         except LandingError as error:
             said = str(error) if settings.pseudonym_key is None else error.discreet
             raise dg.Failure(description=said, allow_retries=False) from None
+        except LimitsError as error:
+            raise dg.Failure(description=str(error), allow_retries=False) from None
         counts = {
             table: _count(connection, table)
             for table in (*DESCRIPTIONS, "landing_files", "malformed_lines")

@@ -16,6 +16,7 @@ DBT_PROJECT_DIR = REPOSITORY / "dbt_project"
 DBT = Path(sys.executable).with_name("dbt")
 PARSED_DBT = DBT.with_name("recmart-dbt")
 EVENT_WEIGHTS = DBT_PROJECT_DIR / "seeds" / "event_weights.csv"
+DRIFT_LIMITS = DBT_PROJECT_DIR / "seeds" / "drift_limits.csv"
 # Where a shop's settings stand, beside those of a run.
 CONFIG_FILES = (
     EVENT_WEIGHTS,

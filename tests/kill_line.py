@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import date
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,7 @@ from exports.versions import SURFACES
 from orchestration.landing.synthetic_shop import write_shop
 
 _N_EVENTS = 12_000
-# About as many as a day has.
-_ROWS_A_FILE = 100
+# A day each: a part of one would be told from a day of which events are missing, and stopped.
 _N_FILES = 60
 _DISK_MEGABYTES = 160
 # Of the disk, when the run starts: nearly nothing, and enough for some of the steps.
@@ -96,14 +96,12 @@ class DailyShop:
             path.unlink()
         at = self.header.index("event_ts")
         rows.sort(key=lambda row: row[at])
-        n_first = len(rows) - _N_FILES * _ROWS_A_FILE
-        self.waiting = [
-            rows[begin : begin + _ROWS_A_FILE] for begin in range(n_first, len(rows), _ROWS_A_FILE)
-        ]
-        self._write("first.csv", rows[:n_first])
+        days = [list(of_day) for _, of_day in groupby(rows, key=lambda row: row[at][:10])]
+        self.waiting = days[-_N_FILES:]
+        self._write("first.csv", list(chain.from_iterable(days[:-_N_FILES])))
 
     def land_a_day(self) -> None:
-        """More events, about as many as a day has."""
+        """The events of another day."""
         if not self.waiting:
             raise RuntimeError(f"all {_N_FILES} files have landed: fewer kills, or more files")
         self._write(f"day_{_N_FILES - len(self.waiting):03}.csv", self.waiting.pop(0))

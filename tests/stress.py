@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 from bench_all import say
 from bench_measure import machine
+from corruptions import CORRUPTIONS
 from faults import DISK_MEGABYTES, FAULTS, can_mount, disk_full, place_in
 from fuzzing import Tally as Tally_of_damage
 from fuzzing import as_markdown, fuzz
@@ -72,6 +73,13 @@ ELSEWHERE = {
     "test_gates_judge_again_after_a_run_was_killed_while_they_wrote",
     "a run was killed while it held the warehouse": "test_crash.py::"
     "test_a_run_that_is_killed_lets_go_of_the_warehouse",
+    **{
+        corruption: "test_drift.py::test_a_corruption_blocks_the_publish_and_the_pointer_stays"
+        f"[{corruption}]"
+        for corruption in CORRUPTIONS
+    },
+    "a day lands tenfold": "test_drift.py::"
+    "test_a_broken_day_stops_before_models_learn_and_once_it_is_mended_the_next_run_publishes",
 }
 
 

@@ -471,7 +471,13 @@ def test_great_expectations_wrote_its_documents(shop):
 
     assert (site / "index.html").exists()
     names = {path.stem for path in (site / "expectations").glob("*.html")}
-    assert names == {"accepted_events", "signals", "recommendations", "placements"}
+    assert names == {
+        "accepted_events",
+        "signals",
+        "recommendations",
+        "placements",
+        "drift_of_inputs",
+    }
 
 
 def test_the_same_input_twice_gives_the_same_bytes(shop, tmp_path):
