@@ -14,7 +14,7 @@ import duckdb
 
 from exports import publish, versions
 from exports.assets import LIVE_KEY, TTL_SECONDS, Publishing
-from exports.errors import PublishError
+from exports.errors import PseudonymError, PublishError
 from exports.redis_server import address
 from exports.versions import Version
 from ml_assets.warehouse import Warehouse, WarehouseBusyError
@@ -95,9 +95,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("version", nargs="?", default="", help="the one that was live before")
     version = parser.parse_args().version
-    settings = from_environment()
     keep_private()
     try:
+        settings = from_environment()
         redis_url = address(settings.redis_url, settings.home)
         with settings.warehouse.held(), settings.warehouse.connect() as connection:
             started = time.perf_counter()
@@ -110,7 +110,7 @@ def main() -> int:
             )
             milliseconds = 1e3 * (time.perf_counter() - started)
             kept = versions.kept_versions(connection)
-    except (PublishError, WarehouseBusyError) as error:
+    except (PublishError, PseudonymError, WarehouseBusyError) as error:
         print(error, file=sys.stderr)
         return 1
     print(f"Live since now, after {milliseconds:.0f} ms: version {live.version}.")

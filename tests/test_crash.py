@@ -168,3 +168,18 @@ def test_gates_judge_again_after_a_run_was_killed_while_they_wrote(tmp_path, mon
     results = list((tmp_path / "gx" / "uncommitted" / "validations").rglob("*.json"))
     assert len(results) == 2
     assert all(json.loads(each.read_text()) for each in results)
+
+
+def test_the_results_of_old_runs_are_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setattr("orchestration.gates.RESULTS_KEPT", 2)
+    with duckdb.connect() as connection:
+        for _ in range(4):
+            judge(connection, GATE, docs_root=tmp_path)
+
+    folder = tmp_path / "gx" / "uncommitted"
+    kept = {path.parent.name for path in (folder / "validations").rglob("warehouse-*.json")}
+    site = folder / "data_docs" / "local_site"
+    assert len(kept) == 2
+    assert {path.parent.name for path in (site / "validations").rglob("*.html")} == kept
+    index = (site / "index.html").read_text()
+    assert all(time in index for time in kept) and index.count("/numbers/__none__/") == 2
