@@ -417,7 +417,8 @@ def content_model(
     specs=[
         dg.AssetSpec(
             ["ml", table],
-            deps=[name.split(".") for name in LISTS_FROM],
+            # The last one for a macro that explains them.
+            deps=[name.split(".") for name in (*LISTS_FROM, "marts.signal_days")],
             description=description,
             group_name="ml",
             kinds={"python", "duckdb"},

@@ -31,7 +31,6 @@ from exports.pseudonyms import KEY, KEY_FILE, key_from, pseudonym, pseudonym_sql
 from exports.reader import Reader
 from orchestration.landing.contract import LandingError
 from orchestration.landing.ingest import ingest_folder
-from orchestration.settings import DBT_PROJECT_DIR
 
 SECRET = "correct-horse-battery-staple-0123456789"
 OTHER = "another-horse-battery-staple-0123456789"
@@ -68,7 +67,7 @@ def test_no_id_of_a_customer_and_no_key_is_in_any_byte(line, small_line):
     assert {".duckdb", ".parquet", ".html", ".json", ".db"} <= looked_at
     named = places_with(line, pseudonym(OWN, SECRET))
     assert {"warehouse.duckdb", "Redis"} <= set(named)
-    compiled = list(DBT_PROJECT_DIR.glob("target/*/compiled/**/*.sql"))
+    compiled = list((line.settings.home / "dbt").glob("compiled/**/*.sql"))
     assert compiled
     assert not any(SECRET.encode() in path.read_bytes() for path in compiled)
 
