@@ -57,7 +57,7 @@ reproduce: $(READY)
 
 test: $(READY)
 	$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet . && $(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff format . && $(BIN)/ruff check . && $(BIN)/mypy
