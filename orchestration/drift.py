@@ -350,6 +350,8 @@ def outcomes(
     passed: Mapping[str, bool],
     limits: Mapping[str, Limit],
     accepted: Mapping[str, str],
+    *,
+    may_block: bool,
 ) -> list[Judged]:
     """What becomes of each figure.
 
@@ -358,6 +360,8 @@ def outcomes(
         passed: By `identifier`: whether those with a bound are in range.
         limits: From `limits_of`.
         accepted: By the name of a check: who wants it let through, and why.
+        may_block: Whether anything was published before; else there is nothing to keep live, and
+            an odd last day of a shop that somebody tries is no reason to show nothing.
     """
     found = []
     for figure, range_ in judged:
@@ -370,8 +374,8 @@ def outcomes(
         elif accepted.get(figure.check, "").strip():
             found.append(Judged(figure, range_, "accepted", accepted[figure.check].strip()))
         else:
-            severity = limits[figure.check].severity
-            found.append(Judged(figure, range_, "warned" if severity == WARN else "blocked"))
+            warns = not may_block or limits[figure.check].severity == WARN
+            found.append(Judged(figure, range_, "warned" if warns else "blocked"))
     return found
 
 

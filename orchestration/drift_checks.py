@@ -135,6 +135,7 @@ def _judge(
         {verdict.rule.name: verdict.passed for verdict in verdicts},
         limits,
         op.op_config.get("accept", {}),
+        may_block=bool(past),
     )
     number = run_history.number_of_run(connection, context.run.run_id)
     run_history.record(

@@ -265,7 +265,11 @@ def test_a_complaint_says_what_was_seen_and_expected_and_what_to_do():
     range_ = expected(figure, LEARNS, rows(2400, 2400, 2400))
 
     (judged,) = outcomes(
-        [(figure, range_)], {"catalogue_shrank_by_products": False}, LIMITS, accepted={}
+        [(figure, range_)],
+        {"catalogue_shrank_by_products": False},
+        LIMITS,
+        accepted={},
+        may_block=True,
     )
     text = complaint(CHECKS["catalogue_shrank"], [judged], op="drift_of_inputs")
 
@@ -286,8 +290,12 @@ def test_a_check_that_warns_does_not_block_and_one_that_is_accepted_says_by_whom
     failed = {"catalogue_shrank_by_products": False}
     warns = {**LIMITS, "catalogue_shrank": replace(LEARNS, severity="warn")}
 
-    (warned,) = outcomes(judged, failed, warns, accepted={})
-    (accepted,) = outcomes(judged, failed, LIMITS, accepted={"catalogue_shrank": "Anna: sold"})
+    (warned,) = outcomes(judged, failed, warns, accepted={}, may_block=True)
+    (first,) = outcomes(judged, failed, LIMITS, accepted={}, may_block=False)
+    assert first.outcome == "warned"
+    (accepted,) = outcomes(
+        judged, failed, LIMITS, accepted={"catalogue_shrank": "Anna: sold"}, may_block=True
+    )
 
     assert warned.outcome == "warned"
     assert accepted.outcome == "accepted"
