@@ -131,11 +131,18 @@ def dbt_models(
     import_early()
     # Held back until dbt has let go of the warehouse, so that rows can be counted.
     events = []
-    for event in invocation.stream():
-        events.append(event)
-        progress = _progress(event)
-        if progress:
-            context.log.info(progress)
+    try:
+        for event in invocation.stream():
+            events.append(event)
+            progress = _progress(event)
+            if progress:
+                context.log.info(progress)
+    except BaseException:
+        # A step that ends here (Dagster's own disk is full) must not leave dbt working alone: it
+        # has the warehouse in its hands, and the next run would be turned away.
+        invocation.process.kill()
+        invocation.process.wait()
+        raise
     n_rows = _row_counts(warehouse, context)
     for event in events:
         if isinstance(event, dg.Output | dg.AssetMaterialization) and event.metadata is not None:

@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -169,12 +169,35 @@ def run_child(
     if child.is_alive():
         os.killpg(child.pid, signal.SIGKILL)
         raise TimeoutError(f"the child does not end; see {log}")
+    _wait_for_group(child.pid)
     return Ended(
         was_killed=child.exitcode == -signal.SIGKILL,
         code=child.exitcode,
         seconds=time.monotonic() - started,
         said=log.read_text(errors="replace")[-3000:],
     )
+
+
+def _wait_for_group(pid: int, seconds: float = 10.0) -> None:
+    """Until what the child started has ended too: a killed dbt lets go of the warehouse last."""
+    until = time.monotonic() + seconds
+    while _members(pid):
+        if time.monotonic() > until:
+            raise TimeoutError(f"the child is gone, and of its group there is {_members(pid)}")
+        time.sleep(0.01)
+
+
+def _members(group: int) -> list[str]:
+    """Names of the living processes of a process group."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            # The name stands in brackets and may have any sign in it.
+            head, _, rest = path.read_text().rpartition(")")
+            state, _, of_group, *_ = rest.split()
+            if int(of_group) == group and state not in "ZX":
+                found.append(head.partition("(")[2])
+    return found
 
 
 def _child(
