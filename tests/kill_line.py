@@ -125,7 +125,9 @@ class DailyShop:
 
     def run(self, context: Any, moment: Moment | None = None) -> Ended:
         """The daily job, killed or not."""
-        return run_child(context, self.folder / "run.log", moment, run_line, self.environment)
+        # Beside the folder: that may be a disk which is full.
+        log = self.folder.with_name(f"{self.folder.name}.log")
+        return run_child(context, log, moment, run_line, self.environment)
 
     def witness(self) -> Witness:
         """For a home that has nothing yet, too."""
