@@ -26,6 +26,7 @@ import duckdb
 
 from exports import files, redis_load, versions
 from exports.errors import PublishError
+from ml_assets.warehouse import transaction
 
 REASON = "the user was erased"
 # What is left of a landed row, as its attributes. Staging refuses it by this mark.
@@ -141,14 +142,9 @@ def erase_users(
     """
     create_tables(connection)
     versions.ensure_schema(connection)
-    connection.execute("begin transaction")
-    try:
+    with transaction(connection):
         _erase_rows(connection, user_ids, happened_at)
         left = [_counted_again(connection, each) for each in versions.kept_versions(connection)]
-        connection.execute("commit")
-    except BaseException:
-        connection.execute("rollback")
-        raise
     for version in left:
         if files.version_dir(kept.published_dir, version.version).exists():
             files.write_version_files(connection, version, kept.published_dir)

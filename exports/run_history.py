@@ -10,6 +10,8 @@ from datetime import date, datetime
 
 import duckdb
 
+from ml_assets.warehouse import transaction
+
 
 @dataclass(frozen=True)
 class RunMetric:
@@ -90,8 +92,7 @@ def number_of_run(connection: duckdb.DuckDBPyConnection, run_id: str) -> int:
 
 def record(connection: duckdb.DuckDBPyConnection, rows: Sequence[RunMetric]) -> None:
     """Write what a step of a run saw, instead of what the same step wrote before."""
-    connection.execute("begin transaction")
-    try:
+    with transaction(connection):
         connection.execute(_TABLE)
         for run_id, check in sorted({(row.run_id, row.check_name) for row in rows}):
             connection.execute(
@@ -103,10 +104,6 @@ def record(connection: duckdb.DuckDBPyConnection, rows: Sequence[RunMetric]) -> 
             connection.execute(
                 f"insert into serving.run_metrics ({_COLUMNS}) values ({marks})", astuple(row)
             )
-        connection.execute("commit")
-    except BaseException:
-        connection.execute("rollback")
-        raise
 
 
 def mark_published(

@@ -29,6 +29,7 @@ from exports import origins, pseudonyms, version_diff
 from exports.errors import PublishError
 from exports.origins import Ingredient
 from ml_assets.promotion import Promotion
+from ml_assets.warehouse import transaction
 
 
 @dataclass(frozen=True)
@@ -858,24 +859,11 @@ _OUT_OF_SPACE = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.Transac
 
 @contextmanager
 def _transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    connection.execute("begin transaction")
     try:
-        yield
-        connection.execute("commit")
+        with transaction(connection):
+            yield
     except _OUT_OF_SPACE as error:
-        _roll_back_quietly(connection)
         raise PublishError(
             "The warehouse could not write the version, and nothing of it is kept: "
             f"{_first_line(error)}. Free disk space (or raise RECMART_MEMORY_LIMIT) and run again."
         ) from error
-    except BaseException:
-        _roll_back_quietly(connection)
-        raise
-
-
-def _roll_back_quietly(connection: duckdb.DuckDBPyConnection) -> None:
-    # A failed commit has ended the transaction already; the first error is the one to report.
-    try:
-        connection.execute("rollback")
-    except duckdb.Error:
-        return

@@ -31,6 +31,7 @@ from ml_assets.touched import (
     model_hash,
     touched_users,
 )
+from ml_assets.warehouse import transaction
 
 _BY_USER = {
     "candidates": CANDIDATES,
@@ -101,8 +102,7 @@ def make_lists(
         "product_id", "title", "is_available", model_hash=pl.lit(hash_of_models)
     ).sort("product_id")
     eligible = available_items(products, matrix.product_ids)
-    connection.execute("begin transaction")
-    try:
+    with transaction(connection):
         is_from_scratch = len(rows) == len(matrix.user_ids)
         _make_room(connection, matrix.user_ids, touched, is_from_scratch=is_from_scratch)
         _replace(connection, "scored_products", catalogue)
@@ -139,10 +139,6 @@ def make_lists(
             _append(connection, "recommendations", recommendations)
             _append(connection, "rule_ledger", ledger)
             progress(f"scored {start + len(part):,} of {len(rows):,} users")
-        connection.execute("commit")
-    except BaseException:
-        connection.execute("rollback")
-        raise
     return ListsReport(
         touched=touched,
         n_users=len(matrix.user_ids),

@@ -31,6 +31,7 @@ from exports import erasure, pseudonyms
 from exports.erasure import ERASED_LINE, ERASED_ROW, is_erased, names_erased
 from exports.errors import PseudonymError
 from exports.pseudonyms import pseudonym_sql
+from ml_assets.warehouse import transaction
 from orchestration.landing.contract import (
     ENTITIES,
     LAYOUT,
@@ -370,7 +371,7 @@ def _ingest_together(
     n_bytes = sum(each.n_bytes for each in arrived)
     progress(f"{len(arrived)} new files of {entity.name}: reading {n_bytes / 1e6:,.1f} MB")
     outcomes = []
-    with _transaction(connection):
+    with transaction(connection):
         n_rows = _insert_parquet(
             connection,
             [each.file for each in arrived],
@@ -434,7 +435,7 @@ def _ingest_file(
         )
 
     if twin:
-        with _transaction(connection):
+        with transaction(connection):
             _forget(connection, file.entity, file.source_file)
             register(_Counts(0), twin)
         progress(f"{file.source_file}: has the same content as {twin}, not loaded again")
@@ -460,7 +461,7 @@ def _read(
 ) -> _Counts:
     """Replace the file's rows in one transaction, in the first way that can vouch for them."""
     for read in readers:
-        with contextlib.suppress(_NotPlainError), _transaction(connection):
+        with contextlib.suppress(_NotPlainError), transaction(connection):
             _forget(connection, file.entity, file.source_file)
             counts = read(connection, file)
             register(counts)
@@ -1334,13 +1335,13 @@ def _ingest_adapter(
     if former and all(row[3] == fingerprint for row in former):
         if not connection.execute("from raw.adapter_files limit 1").fetchall():
             # Of a warehouse from before there was such a table.
-            with _transaction(connection):
+            with transaction(connection):
                 _register_adapter_files(connection, read)
         progress(f"{ADAPTER}: unchanged, and so are its files")
         return [FileOutcome(name, entity, "unchanged", n, 0) for name, entity, n, _ in former]
     progress(f"{ADAPTER}: running over {n_bytes / 1e6:,.1f} MB")
     outcomes = []
-    with _adapter_views(connection, folder) as views, _transaction(connection):
+    with _adapter_views(connection, folder) as views, transaction(connection):
         for table in (*ENTITIES, "malformed_lines", "landing_files"):
             connection.execute(f"delete from raw.{table}")
         for entity in ENTITIES.values():
@@ -1552,19 +1553,6 @@ def _create_raw_tables(connection: duckdb.DuckDBPyConnection) -> None:
             f"create table if not exists raw.{entity.name} "
             f"(source_file varchar, source_row bigint, {columns})"
         )
-
-
-@contextlib.contextmanager
-def _transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    connection.execute("begin")
-    try:
-        yield
-        connection.execute("commit")
-    except BaseException:
-        # The failed statement may have ended the transaction already.
-        with contextlib.suppress(duckdb.Error):
-            connection.execute("rollback")
-        raise
 
 
 @contextlib.contextmanager
