@@ -17,12 +17,14 @@ from ml_assets.frames import (
     HOLDOUT,
     LEARNING_CURVE,
     LIST_TABLES,
+    MARGIN_CURVE,
     METRICS,
     NEIGHBOURS,
     POPULARITY,
     PRODUCTS,
     PRODUCTS_BY_CATEGORY,
     RECOMMENDATIONS,
+    RULE_COST,
     SCORED_POPULARITY,
     SIGNALS,
     USERS,
@@ -565,101 +567,68 @@ def similar_products(
     return fill_from_category(similar, products=products, popularity=popularity, k=settings.similar)
 
 
-def _fold_inputs(*, signals: pl.Schema) -> dict[str, dg.AssetIn]:
-    """The last weeks: what was known before them, and what came."""
-    return {
-        "signals": _table("marts", "backtest_signals", frame=signals),
-        "holdout": _table("marts", "holdout", frame=HOLDOUT),
-        "popularity": _table("marts", "backtest_popularity", frame=POPULARITY),
-        "products": _table("marts", "products", frame=PRODUCTS),
-    }
-
-
-@dg.asset(
-    key=["ml", "offline_metrics"],
-    group_name="ml",
-    kinds={"python", "duckdb"},
-    deps=[["intermediate", "int_as_of"]],
-    ins=_fold_inputs(signals=SIGNALS),
-)
-def offline_metrics(
-    context: dg.AssetExecutionContext,
-    signals: pl.DataFrame,
-    holdout: pl.DataFrame,
-    popularity: pl.DataFrame,
-    products: pl.DataFrame,
-    recommender: RecommenderSettings,
-    warehouse: dg.ResourceParam[Warehouse],
-) -> dg.Output[pl.DataFrame]:
-    """How well each model would have done on the last weeks, and how sure that is.
-
-    One row per (fold, model, target, segment, metric).
-    """
-    from ml_assets.backtest import backtest
-    from ml_assets.judging import TARGETS, metric_table, segment_table
-    from ml_assets.signal_matrix import CannotFitError
-
-    holdout_from, as_of = _days(warehouse)
-    settings = recommender.in_force(warehouse).as_settings()
-    live = _live_settings(warehouse)
-    try:
-        found = backtest(
-            signals=signals,
-            holdout=holdout,
-            products=products,
-            popularity=popularity,
-            holdout_from=holdout_from,
-            as_of=as_of,
-            settings=settings,
-            progress=context.log.info,
-            live=live if live is not None and live != settings else None,
-        )
-    except CannotFitError as reason:
-        context.log.warning(f"not evaluated: {reason}")
-        return dg.Output(pl.DataFrame(schema=METRICS), metadata={"skipped": str(reason)})
-    metadata: dict[str, Any] = {
-        "fold": f"trained up to {holdout_from}, asked about the days after it up to {as_of}",
-        "how_to_read": "intervals hold 95 % of resampled users; marked figures differ from the "
-        "hybrid's: the interval of the difference on the same users excludes zero",
-        **found.facts,
-        **{f"skipped_{name}": reason for name, reason in found.skipped.items()},
-    }
-    for target in TARGETS:
-        metadata[target] = dg.MetadataValue.md(metric_table(found.metrics, target=target))
-        metadata[f"{target}_by_segment"] = dg.MetadataValue.md(
-            segment_table(found.metrics, target=target, metric="ndcg@20")
-        )
-    return dg.Output(found.metrics, metadata=metadata)
+# What the backtest makes, each as the schema and the description of a table.
+_BACKTEST: dict[str, tuple[str, pl.Schema, str]] = {
+    "offline_metrics": (
+        "ml",
+        METRICS,
+        "How well each model would have done on the last weeks, and how sure that is. One row per"
+        " (fold, model, target, segment, metric).",
+    ),
+    "blend_curve": (
+        "ml",
+        BLEND_CURVE,
+        "How good the blend would be with other weights, on the fold of offline_metrics. One row"
+        " per (w_cf, target, metric).",
+    ),
+    "learning_curve": (
+        "ml",
+        LEARNING_CURVE,
+        "How good the blend would be, had the shop's records begun so many days before the fold."
+        " One row per (n_days, target, metric).",
+    ),
+    "backtest_examples": (
+        "ml",
+        RECOMMENDATIONS,
+        "Lists of a few users as they would have been made before the fold of offline_metrics. One"
+        " row per (user, rank).",
+    ),
+    "rule_cost": (
+        "marts",
+        RULE_COST,
+        "What each merchandising rule did to today's lists, and what lists of the fold of"
+        " offline_metrics find, show and earn with and without it. One row per rule.",
+    ),
+    "margin_curve": (
+        "ml",
+        MARGIN_CURVE,
+        "What lists would find and earn if margins counted so much beside taste, on the fold of"
+        " offline_metrics. One row per weight.",
+    ),
+}
 
 
 @dg.multi_asset(
     outs={
-        "blend_curve": dg.AssetOut(
-            key=["ml", "blend_curve"],
-            description="How good the blend would be with other weights, on the fold of "
-            "offline_metrics. One row per (w_cf, target, metric).",
+        name: dg.AssetOut(
+            key=[schema, name],
+            description=says,
             group_name="ml",
             kinds={"python", "duckdb"},
-        ),
-        "learning_curve": dg.AssetOut(
-            key=["ml", "learning_curve"],
-            description="How good the blend would be, had the shop's records begun so many days "
-            "before the fold. One row per (n_days, target, metric).",
-            group_name="ml",
-            kinds={"python", "duckdb"},
-        ),
-        "backtest_examples": dg.AssetOut(
-            key=["ml", "backtest_examples"],
-            description="Lists of a few users as they would have been made before the fold of "
-            "offline_metrics. One row per (user, rank).",
-            group_name="ml",
-            kinds={"python", "duckdb"},
-        ),
+            is_required=False,
+        )
+        for name, (schema, _, says) in _BACKTEST.items()
     },
-    deps=[["intermediate", "int_as_of"]],
-    ins=_fold_inputs(signals=DATED_SIGNALS),
+    can_subset=True,
+    deps=[["intermediate", "int_as_of"], ["ml", "rule_ledger"]],
+    ins={
+        "signals": _table("marts", "backtest_signals", frame=DATED_SIGNALS),
+        "holdout": _table("marts", "holdout", frame=HOLDOUT),
+        "popularity": _table("marts", "backtest_popularity", frame=POPULARITY),
+        "products": _table("marts", "products", frame=PRODUCTS),
+    },
 )
-def curves_of_blend(
+def backtest_of_last_weeks(
     context: dg.AssetExecutionContext,
     signals: pl.DataFrame,
     holdout: pl.DataFrame,
@@ -668,17 +637,16 @@ def curves_of_blend(
     recommender: RecommenderSettings,
     warehouse: dg.ResourceParam[Warehouse],
 ) -> Iterator[dg.Output[pl.DataFrame]]:
-    """Weigh the models otherwise, and learn from less, on the fold of offline_metrics."""
-    from ml_assets.backtest import look_back
+    """Learn from all but the last weeks and ask about them: as it is, otherwise, and from less."""
+    from ml_assets.backtest import backtest, learn, look_back
     from ml_assets.curves import curves
+    from ml_assets.rule_cost import price_warehouse
     from ml_assets.signal_matrix import CannotFitError
 
     holdout_from, as_of = _days(warehouse)
     settings = recommender.in_force(warehouse).as_settings()
-    # Enough for a curve; everybody of the fold would cost as much as the lists themselves.
-    settings["evaluated_users"] = min(settings["evaluated_users"], USERS_OF_A_CURVE)
-    frames = [pl.DataFrame(schema=each) for each in (BLEND_CURVE, LEARNING_CURVE, RECOMMENDATIONS)]
-    metadata = {}
+    live = _live_settings(warehouse)
+    asked = set(context.op_execution_context.selected_output_names)
     try:
         past = look_back(
             signals=signals,
@@ -689,86 +657,72 @@ def curves_of_blend(
             as_of=as_of,
             settings=settings,
         )
-        found = curves(
-            past,
-            signals=signals,
-            products=products,
-            holdout_from=holdout_from,
-            settings=settings,
-            progress=context.log.info,
-        )
-        frames = [found.blend, found.learning, found.examples]
     except CannotFitError as reason:
-        context.log.warning(f"not measured: {reason}")
-        metadata["skipped"] = str(reason)
-    names = ("blend_curve", "learning_curve", "backtest_examples")
-    for name, frame in zip(names, frames, strict=True):
-        yield dg.Output(frame, name, metadata=metadata)
-
-
-@dg.multi_asset(
-    outs={
-        "rule_cost": dg.AssetOut(
-            key=["marts", "rule_cost"],
-            description="What each merchandising rule did to today's lists, and what lists of the "
-            "fold of offline_metrics find, show and earn with and without it. One row per rule.",
-            group_name="ml",
-            kinds={"python", "duckdb"},
-        ),
-        "margin_curve": dg.AssetOut(
-            key=["ml", "margin_curve"],
-            description="What lists would find and earn if margins counted so much beside taste, "
-            "on the fold of offline_metrics. One row per weight.",
-            group_name="ml",
-            kinds={"python", "duckdb"},
-        ),
-    },
-    deps=[["intermediate", "int_as_of"], ["ml", "rule_ledger"]],
-    ins=_fold_inputs(signals=DATED_SIGNALS),
-)
-def prices_of_rules(
-    context: dg.AssetExecutionContext,
-    signals: pl.DataFrame,
-    holdout: pl.DataFrame,
-    popularity: pl.DataFrame,
-    products: pl.DataFrame,
-    recommender: RecommenderSettings,
-    warehouse: dg.ResourceParam[Warehouse],
-) -> Iterator[dg.Output[pl.DataFrame]]:
-    """Make the lists of the last weeks again without each rule, and with margins weighed."""
-    from ml_assets.rule_cost import price_warehouse
-
-    holdout_from, as_of = _days(warehouse)
-    settings = recommender.in_force(warehouse).as_settings()
-    settings["evaluated_users"] = min(settings["evaluated_users"], USERS_OF_A_CURVE)
-    with warehouse.connect() as connection:
-        found = price_warehouse(
-            connection,
-            signals=signals,
-            holdout=holdout,
-            products=products,
-            popularity=popularity,
-            holdout_from=holdout_from,
-            as_of=as_of,
-            settings=settings,
-            progress=context.log.info,
+        context.log.warning(f"not evaluated: {reason}")
+        for name in sorted(asked):
+            nothing = pl.DataFrame(schema=_BACKTEST[name][1])
+            yield dg.Output(nothing, name, metadata={"skipped": str(reason)})
+        return
+    learned = learn(past, settings)
+    few = past.ask_fewer(USERS_OF_A_CURVE, seed=settings["seed"])
+    how: dict[str, Any] = {"settings": settings, "progress": context.log.info}
+    frames: dict[str, pl.DataFrame] = {}
+    metadata: dict[str, dict[str, Any]] = {}
+    if "offline_metrics" in asked:
+        found = backtest(past, learned, live=live if live != settings else None, **how)
+        frames["offline_metrics"] = found.metrics
+        metadata["offline_metrics"] = {
+            "fold": f"trained up to {holdout_from}, asked about the days after it up to {as_of}",
+            "how_to_read": "intervals hold 95 % of resampled users; marked figures differ from the "
+            "hybrid's: the interval of the difference on the same users excludes zero",
+            **found.facts,
+            **{f"skipped_{name}": reason for name, reason in found.skipped.items()},
+            **_metric_tables(found.metrics),
+        }
+    if asked & {"blend_curve", "learning_curve", "backtest_examples"}:
+        drawn = curves(
+            few, learned, signals=signals, products=products, holdout_from=holdout_from, **how
         )
-    shown = found.rules.select(
-        "rule_id", "action", "n_kept_off", "n_moved", "n_placed",
-        pl.col("^(ndcg|diversity|margin)_(with|without)$").round(4),
-    )  # fmt: skip
-    metadata = {f"not_priced_{name}": why for name, why in found.skipped.items()}
-    yield dg.Output(
-        found.rules,
-        "rule_cost",
-        metadata={**metadata, "rules": dg.MetadataValue.md(markdown_table(shown))},
-    )
-    curve = found.margin.select(pl.all().round(4))
-    yield dg.Output(
-        found.margin,
-        "margin_curve",
-        metadata={"curve": dg.MetadataValue.md(markdown_table(curve))},
-    )
+        frames |= {
+            "blend_curve": drawn.blend,
+            "learning_curve": drawn.learning,
+            "backtest_examples": drawn.examples,
+        }
+    if asked & {"rule_cost", "margin_curve"}:
+        with warehouse.connect() as connection:
+            prices = price_warehouse(
+                connection,
+                few,
+                learned,
+                signals=signals,
+                holdout_from=holdout_from,
+                as_of=as_of,
+                **how,
+            )
+        frames |= {"rule_cost": prices.rules, "margin_curve": prices.margin}
+        shown = prices.rules.select(
+            "rule_id", "action", "n_kept_off", "n_moved", "n_placed",
+            pl.col("^(ndcg|diversity|margin)_(with|without)$").round(4),
+        )  # fmt: skip
+        curve = prices.margin.select(pl.all().round(4))
+        metadata["rule_cost"] = {
+            "rules": dg.MetadataValue.md(markdown_table(shown)),
+            **{f"not_priced_{name}": why for name, why in prices.skipped.items()},
+        }
+        metadata["margin_curve"] = {"curve": dg.MetadataValue.md(markdown_table(curve))}
+    for name in sorted(asked):
+        yield dg.Output(frames[name], name, metadata=metadata.get(name))
+
+
+def _metric_tables(metrics: pl.DataFrame) -> dict[str, Any]:
+    from ml_assets.judging import TARGETS, metric_table, segment_table
+
+    tables = {}
+    for target in TARGETS:
+        by_segment = segment_table(metrics, target=target, metric="ndcg@20")
+        tables[target] = dg.MetadataValue.md(metric_table(metrics, target=target))
+        tables[f"{target}_by_segment"] = dg.MetadataValue.md(by_segment)
+    return tables
 
 
 @dg.asset(

@@ -107,20 +107,36 @@ class Past:
         known = self.questions.matrix.user_ids.filter(pl.Series(self.questions.is_known))
         return positions(known, self.matrix.user_ids)
 
+    def ask_fewer(self, n_users: int, *, seed: int) -> "Past":
+        """The same with so many of its users asked, a seeded sample."""
+        n_asked = self.questions.relevant.shape[0]
+        if n_asked <= n_users:
+            return self
+        return replace(self, questions=self.questions.of_users(_draw(n_asked, n_users, seed)))
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What the models learned from a past.
+
+    Attributes:
+        blend: Over all users of the past's matrix, without a model that could not be fitted.
+        skipped: Those by name, each with the reason.
+    """
+
+    blend: Hybrid
+    skipped: dict[str, str]
+
 
 def backtest(
+    past: Past,
+    learned: Learned,
     *,
-    signals: pl.DataFrame,
-    holdout: pl.DataFrame,
-    products: pl.DataFrame,
-    popularity: pl.DataFrame,
-    holdout_from: date,
-    as_of: date,
     settings: Mapping[str, Any],
     progress: Progress,
     live: Mapping[str, Any] | None = None,
 ) -> Backtest:
-    """Metrics of every model and baseline on the days after `holdout_from`.
+    """Metrics of every model and baseline on a fold.
 
     Users are asked only about products that were in the catalogue then: a product added later
     cannot have been recommended. `hybrid` is filled up by the fallback chain like a published
@@ -129,32 +145,14 @@ def backtest(
     Everything is compared with `hybrid`. Segments are those of `judging.Judge`.
 
     Args:
-        signals: SIGNALS as they were at the end of `holdout_from`.
-        holdout: HOLDOUT, what users went for after it, up to `as_of`.
-        products: PRODUCTS with `added_at`.
-        popularity: POPULARITY as it was at the end of `holdout_from`.
-        holdout_from: Last day the models see.
-        as_of: Last day of the holdout.
-        settings: `cf_model`, `w_cf`, `w_content`, `content_dimensions`, `content_neighbours`,
-            `seed`, `block_bytes`, `evaluated_users` (most users asked, a seeded sample above it)
-            and the settings of the collaborative model.
+        past: The fold.
+        learned: See `learn`.
+        settings: What it was learned by.
         progress: Told what is being measured.
         live: Settings of what is live, if they are others: its blend becomes a contender, `live`.
-
-    Raises:
-        TooLittleDataError: if no user has both a past and a holdout.
     """
-    past = look_back(
-        signals=signals,
-        holdout=holdout,
-        products=products,
-        popularity=popularity,
-        holdout_from=holdout_from,
-        as_of=as_of,
-        settings=settings,
-    )
     questions = past.questions
-    contenders, skipped = _contenders(past, settings, live)
+    contenders, skipped = _contenders(past, learned, settings, live)
     judge = _judge(past, settings["seed"])
     found: dict[str, list[Verdict]] = {}
     for name, contender in contenders.items():
@@ -183,7 +181,16 @@ def look_back(
     as_of: date,
     settings: Mapping[str, Any],
 ) -> Past:
-    """Arrange a fold; see `backtest`.
+    """Arrange a fold.
+
+    Args:
+        signals: SIGNALS as they were at the end of `holdout_from`.
+        holdout: HOLDOUT, what users went for after it, up to `as_of`.
+        products: PRODUCTS with `added_at`.
+        popularity: POPULARITY as it was at the end of `holdout_from`.
+        holdout_from: Last day the models see.
+        as_of: Last day of the holdout.
+        settings: `evaluated_users` (most users asked, a seeded sample above it) and `seed`.
 
     Raises:
         TooLittleDataError: if no user has both a past and a holdout.
@@ -278,9 +285,8 @@ def _questions(
     answers = holdout.filter(pl.col("product_id").is_in(product_ids.implode()))
     user_ids = answers["user_id"].unique().sort()
     if len(user_ids) > settings["evaluated_users"]:
-        rng = np.random.default_rng(settings["seed"])
-        drawn = rng.choice(len(user_ids), settings["evaluated_users"], replace=False)
-        user_ids = user_ids.gather(np.sort(drawn))
+        drawn = _draw(len(user_ids), settings["evaluated_users"], settings["seed"])
+        user_ids = user_ids.gather(drawn)
         answers = answers.filter(pl.col("user_id").is_in(user_ids.implode()))
     matrix = build_signal_matrix(
         signals.filter(pl.col("user_id").is_in(user_ids.implode())),
@@ -308,8 +314,12 @@ def _questions(
     )
 
 
+def _draw(n: int, n_drawn: int, seed: int) -> np.ndarray:
+    return np.sort(np.random.default_rng(seed).choice(n, n_drawn, replace=False))
+
+
 def _contenders(
-    past: Past, settings: Mapping[str, Any], live: Mapping[str, Any] | None
+    past: Past, learned: Learned, settings: Mapping[str, Any], live: Mapping[str, Any] | None
 ) -> tuple[dict[str, _Contender], dict[str, str]]:
     seed, questions = settings["seed"], past.questions
     acquainted = questions.matrix.for_users(np.flatnonzero(questions.is_known))
@@ -335,40 +345,37 @@ def _contenders(
             for each in (acquainted, strangers)
         )
         contenders[name] = _Contender(known, cold)
-    hybrid, skipped = fit_blend(past, settings)
+    hybrid = learned.blend.for_users(past.asked)
     for name, model in ((settings["cf_model"], hybrid.cf), ("content", hybrid.content)):
         if model is not None:
             contenders[name] = _Contender(by(alone(model)), None)
     if hybrid.cf is not None and hybrid.content is not None:
         contenders[DEFAULT] = blend(hybrid)
         if live is not None:
-            contenders[LIVE] = blend(fit_blend(past, live)[0])
-    return contenders, skipped
+            contenders[LIVE] = blend(learn(past, live).blend.for_users(past.asked))
+    return contenders, learned.skipped
 
 
-def fit_blend(past: Past, settings: Mapping[str, Any]) -> tuple[Hybrid, dict[str, str]]:
-    """The blend as these settings have it, over the asked users with a past.
+def learn(past: Past, settings: Mapping[str, Any]) -> Learned:
+    """The blend as these settings have it.
 
     Args:
         past: The fold.
-        settings: As of `backtest`.
-
-    Returns:
-        The models that could be fitted; and the others by name, each with the reason.
+        settings: `cf_model`, `w_cf`, `w_content`, `content_dimensions`, `content_neighbours`,
+            `seed`, `block_bytes` and the settings of the collaborative model.
     """
     skipped: dict[str, str] = {}
     cf = content = None
     try:
-        cf = fit_model(
-            settings["cf_model"], past.matrix, settings=settings, seed=settings["seed"]
-        ).for_users(past.asked)
+        cf = fit_model(settings["cf_model"], past.matrix, settings=settings, seed=settings["seed"])
     except CannotFitError as reason:
         skipped[settings["cf_model"]] = str(reason)
     if past.terms is None:
         skipped["content"] = past.no_terms
     else:
-        content = content_model(past, past.terms, cf, settings).for_users(past.asked)
-    return Hybrid(cf, content, w_cf=settings["w_cf"], w_content=settings["w_content"]), skipped
+        content = content_model(past, past.terms, cf, settings)
+    blend = Hybrid(cf, content, w_cf=settings["w_cf"], w_content=settings["w_content"])
+    return Learned(blend, skipped)
 
 
 def rank(
@@ -393,13 +400,13 @@ def new_products_figures(past: Past, settings: Mapping[str, Any]) -> PerUser:
     Raises:
         TooLittleDataError: if neither model can be fitted.
     """
-    hybrid, skipped = fit_blend(past, settings)
-    if not hybrid.models:
-        raise TooLittleDataError("; ".join(skipped.values()))
+    learned = learn(past, settings)
+    if not learned.blend.models:
+        raise TooLittleDataError("; ".join(learned.skipped.values()))
     is_known = past.questions.is_known
     exclude = sp.csr_matrix(past.questions.matrix.touched[is_known])
     items = np.full((len(is_known), CUTOFFS[-1]), NOTHING, dtype=np.int32)
-    items[is_known] = rank(past, hybrid, exclude, settings=settings)
+    items[is_known] = rank(past, learned.blend.for_users(past.asked), exclude, settings=settings)
     relevant = past.questions.relevant
     return accuracy(find(items, relevant), relevant, counts=past.questions.is_new).only(is_known)
 

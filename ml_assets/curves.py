@@ -15,9 +15,9 @@ import polars as pl
 import scipy.sparse as sp
 
 from ml_assets.backtest import (
+    Learned,
     Past,
     chain_for_all,
-    fit_blend,
     not_to_show,
     without_segment,
 )
@@ -58,6 +58,7 @@ class Curves:
 
 def curves(
     past: Past,
+    learned: Learned,
     *,
     signals: pl.DataFrame,
     products: pl.DataFrame,
@@ -69,13 +70,14 @@ def curves(
 
     Args:
         past: The fold.
+        learned: See `backtest.learn`.
         signals: DATED_SIGNALS, what the fold was made from.
         products: PRODUCTS, for titles.
         holdout_from: Last day the models see.
-        settings: As of `backtest.backtest`, and `top_n`.
+        settings: As of `backtest.learn`, and `top_n`.
         progress: Told what is being measured.
     """
-    hybrid, _ = fit_blend(past, settings)
+    hybrid = learned.blend.for_users(past.asked)
     if not hybrid.models:
         return Curves(*(pl.DataFrame(schema=each) for each in _SCHEMAS))
     progress("blending with other weights")

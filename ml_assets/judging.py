@@ -51,6 +51,20 @@ class Questions:
         """`(n_users,)` bool: has a past."""
         return np.diff(self.matrix.weights.indptr) > 0
 
+    def of_users(self, rows: np.ndarray) -> "Questions":
+        """The same with only these users, in this order."""
+        relevant = self.relevant
+        entries = sp.csr_matrix(
+            (np.arange(relevant.nnz), relevant.indices, relevant.indptr), relevant.shape
+        )[rows]
+        return Questions(
+            matrix=self.matrix.for_users(rows),
+            relevant=sp.csr_matrix(relevant[rows]),
+            is_new=self.is_new[entries.data],
+            is_purchase=self.is_purchase[entries.data],
+            week=self.week[entries.data],
+        )
+
 
 @dataclass(frozen=True)
 class Verdict:

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 import scipy.sparse as sp
 
-from ml_assets.backtest import Past, chain_for_all, fit_blend, look_back
+from ml_assets.backtest import Learned, Past, chain_for_all
 from ml_assets.evaluation import PerUser, accuracy, diversity, find, mean_of_places
 from ml_assets.frames import MARGIN_CURVE, RULE_COST
 from ml_assets.intervals import Draws, Resampled, draw_users, resample
@@ -25,7 +25,7 @@ from ml_assets.rule_set import Rule, RulesError, RuleSet, days_between
 from ml_assets.ruled_lists import apply_rules
 from ml_assets.rules import ALL_RULES, compile_rules, count_rows, in_order, read_rules_in_force
 from ml_assets.scoring import NOTHING, Progress
-from ml_assets.signal_matrix import CannotFitError, SignalMatrix
+from ml_assets.signal_matrix import SignalMatrix
 
 # Of a margin rule: how many deviations of taste a deviation of margin is worth.
 KNOB = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
@@ -49,46 +49,40 @@ class Prices:
     skipped: dict[str, str]
 
 
+_NOTHING = (pl.DataFrame(schema=RULE_COST), pl.DataFrame(schema=MARGIN_CURVE))
+
+
 def price_warehouse(
     connection: duckdb.DuckDBPyConnection,
+    past: Past,
+    learned: Learned,
     *,
     signals: pl.DataFrame,
-    products: pl.DataFrame,
     holdout_from: date,
     as_of: date,
     settings: Mapping[str, Any],
     progress: Progress,
-    **fold: pl.DataFrame,
 ) -> Prices:
     """`price_rules` for the rules in force, with what the ledger counts of today's lists.
 
     Args:
         connection: The warehouse, for writing temporary tables.
+        past: The fold.
+        learned: See `backtest.learn`.
         signals: DATED_SIGNALS at the end of `holdout_from`.
-        products: PRODUCTS.
-        holdout_from: See `backtest.look_back`.
-        as_of: Likewise.
+        holdout_from: Last day the models see.
+        as_of: Last day of the fold.
         settings: As of `price_rules`.
         progress: Likewise.
-        fold: `holdout` and `popularity`, see `backtest.look_back`.
     """
-    rules = read_rules_in_force(connection)
-    margins = connection.sql("select product_id, margin from marts.products").pl()
-    nothing = (pl.DataFrame(schema=RULE_COST), pl.DataFrame(schema=MARGIN_CURVE))
-    if not rules and margins["margin"].n_unique() < 2:
-        return Prices(*nothing, {"anything": "there are no rules, and no margins to weigh"})
-    last_on = signals.select("user_id", "product_id", last_on=pl.col("last_at").dt.date())
     try:
-        past = look_back(
-            signals=signals,
-            products=products,
-            holdout_from=holdout_from,
-            as_of=as_of,
-            settings=settings,
-            **fold,
-        )
-    except CannotFitError as reason:
-        return Prices(*nothing, {"anything": str(reason)})
+        rules = read_rules_in_force(connection)
+    except duckdb.CatalogException:
+        return Prices(*_NOTHING, {"anything": "no lists were made yet"})
+    margins = connection.sql("select product_id, margin from marts.products").pl()
+    if not rules and margins["margin"].n_unique() < 2:
+        return Prices(*_NOTHING, {"anything": "there are no rules, and no margins to weigh"})
+    last_on = signals.select("user_id", "product_id", last_on=pl.col("last_at").dt.date())
 
     def compiled(some: Sequence[Rule], matrix: SignalMatrix) -> RuleSet | None:
         return compile_rules(
@@ -107,6 +101,7 @@ def price_warehouse(
     )
     found = price_rules(
         past,
+        learned,
         rules,
         compiled=compiled,
         margin=margins["margin"].fill_null(float("nan")).to_numpy(),
@@ -118,6 +113,7 @@ def price_warehouse(
 
 def price_rules(
     past: Past,
+    learned: Learned,
     rules: Sequence[Rule],
     *,
     compiled: Compile,
@@ -129,13 +125,14 @@ def price_rules(
 
     Args:
         past: The fold.
+        learned: See `backtest.learn`.
         rules: Those in force.
         compiled: Turns them into arrays.
         margin: `(n_items,)` float64, NaN where it is not known.
-        settings: As of `backtest.backtest`, with `candidates` and `top_n`.
+        settings: `candidates`, `top_n`, `block_bytes` and `seed`.
         progress: Told what is being measured.
     """
-    lists = _Lists(past, compiled, margin, settings)
+    lists = _Lists(past, learned.blend.for_users(past.asked), compiled, margin, settings)
     ruled = lists.figures(rules)
     skipped: dict[str, str] = {}
     rows = []
@@ -194,13 +191,18 @@ class _Lists:
     """Lists of the users of the fold who have a past, by any rules."""
 
     def __init__(
-        self, past: Past, compiled: Compile, margin: np.ndarray, settings: Mapping[str, Any]
+        self,
+        past: Past,
+        hybrid: Hybrid,
+        compiled: Compile,
+        margin: np.ndarray,
+        settings: Mapping[str, Any],
     ) -> None:
-        self._past, self._compiled, self._settings = past, compiled, settings
+        self._past, self._hybrid = past, hybrid
+        self._compiled, self._settings = compiled, settings
         known = np.flatnonzero(past.questions.is_known)
         self._matrix = past.questions.matrix.for_users(known)
         self._relevant = sp.csr_matrix(past.questions.relevant[known])
-        self._hybrid: Hybrid = fit_blend(past, settings)[0]
         chain = chain_for_all(past.questions, past.popularity)
         self._chain = replace(chain, list_of_user=chain.list_of_user[known])
         self._draws: Draws = draw_users(np.arange(len(known)), seed=settings["seed"])

@@ -30,7 +30,7 @@ from bench_shops import Shop, online_retail
 from lines import Line, line_in, why_it_failed
 
 from ml_assets.assets import RecommenderSettings
-from ml_assets.backtest import Past, fit_blend, look_back, new_products_figures, rank
+from ml_assets.backtest import Past, learn, look_back, new_products_figures, rank
 from ml_assets.blending import NORMALISATIONS, BlendWeights, Fold
 from ml_assets.comparison import (
     answers,
@@ -271,7 +271,8 @@ class _Measured:
 
     def _hybrid(self, past: Past, settings: Mapping[str, Any], target: str = NEW) -> np.ndarray:
         """The blend of the line, before the fallback chain fills its lists."""
-        return rank(past, fit_blend(past, settings)[0], excluded(past, target), settings=settings)
+        blend = learn(past, settings).blend.for_users(past.asked)
+        return rank(past, blend, excluded(past, target), settings=settings)
 
     def _normalisation(self, day: date) -> tuple[str, dict[str, float]]:
         """Each learned on one of the two folds before and asked on the other, both ways."""

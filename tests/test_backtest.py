@@ -16,7 +16,7 @@ from frames_for_tests import (
 )
 
 from ml_assets import threads
-from ml_assets.backtest import backtest
+from ml_assets.backtest import backtest, learn, look_back
 from ml_assets.frames import HOLDOUT, METRICS
 from ml_assets.judging import metric_table, segment_table
 from ml_assets.recommend import random_lists
@@ -47,7 +47,7 @@ def holdout_of(pairs, *, new=True, bought=True, day=date(2024, 6, 3)):
 OWN_NUMBER = holdout_of([(f"{i:03}", f"{i:03}") for i in range(N)])
 
 
-def run_backtest(**changes):
+def past_of(**changes):
     arguments = {
         "signals": signals_of(checkerboard(N)),
         "holdout": OWN_NUMBER,
@@ -59,9 +59,14 @@ def run_backtest(**changes):
         "holdout_from": DAY,
         "as_of": date(2024, 6, 29),
         "settings": BACKTEST_SETTINGS,
-        "progress": lambda _: None,
+        **changes,
     }
-    return backtest(**{**arguments, **changes})
+    return look_back(**arguments)
+
+
+def run_backtest(settings=BACKTEST_SETTINGS, **changes):
+    past = past_of(settings=settings, **changes)
+    return backtest(past, learn(past, settings), settings=settings, progress=lambda _: None)
 
 
 @cache
@@ -328,3 +333,18 @@ def test_random_lists_do_not_depend_on_the_threads(monkeypatch):
         found.append(drawn().tobytes())
     assert found[0] == found[1]
     assert drawn(seed=1).tobytes() != found[0]
+
+
+def test_asking_fewer_gives_the_figures_of_those_who_are_asked():
+    past = past_of(holdout=pl.concat([OWN_NUMBER, holdout_of([("000", "003"), ("x", "004")])]))
+    few = past.ask_fewer(7, seed=3)
+
+    users = few.questions.matrix.user_ids
+    assert len(users) == 7 and users.is_sorted() and few.ask_fewer(7, seed=4) is few
+    row = past.questions.matrix.user_ids.index_of
+    for i, user in enumerate(users):
+        whole = past.questions.of_users(np.array([row(user)]))
+        one = few.questions.of_users(np.array([i]))
+        assert (one.relevant != whole.relevant).nnz == 0 and one.relevant.nnz > 0
+        for name in ("is_new", "is_purchase", "week"):
+            assert getattr(one, name).tolist() == getattr(whole, name).tolist()

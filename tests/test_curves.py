@@ -8,7 +8,7 @@ import pytest
 from frames_for_tests import SETTINGS, checkerboard, popularity_of, products_of, quiet, signals_of
 from polars.testing import assert_frame_equal
 
-from ml_assets.backtest import backtest, look_back
+from ml_assets.backtest import backtest, learn, look_back
 from ml_assets.curves import curves
 from ml_assets.frames import BLEND_CURVE, DATED_SIGNALS, HOLDOUT, LEARNING_CURVE, RECOMMENDATIONS
 
@@ -50,8 +50,10 @@ def shop(**changes):
 
 
 def curves_of(shop):
+    past = look_back(**shop)
     return curves(
-        look_back(**shop),
+        past,
+        learn(past, shop["settings"]),
         signals=shop["signals"],
         products=shop["products"],
         holdout_from=DAY,
@@ -68,7 +70,9 @@ def plain(cf_model="item_item"):
 @cache
 def figures_of(model, cf_model="item_item"):
     """What METRICS says of a model, of those figures that curves have."""
-    metrics = backtest(**shop(cf_model=cf_model), progress=quiet).metrics
+    asked = shop(cf_model=cf_model)
+    past, settings = look_back(**asked), asked["settings"]
+    metrics = backtest(past, learn(past, settings), settings=settings, progress=quiet).metrics
     known = metrics.filter(pl.col("metric").str.ends_with("@20"), model=model, segment="known")
     return known.select(FIGURES).filter(pl.col("metric").is_in(plain().blend["metric"].implode()))
 

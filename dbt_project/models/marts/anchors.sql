@@ -25,12 +25,8 @@ recent as (
     select
         signals.user_id,
         signals.product_id,
-        coalesce(products.title, signals.product_id) as title,
-        case
-            when signals.n_purchases > 0 then 'bought'
-            when signals.n_carts > 0 then 'put in cart'
-            else 'viewed'
-        end as kind,
+        signals.n_purchases > 0 as is_bought,
+        signals.n_carts > 0 as is_in_cart,
         signals.last_at,
         row_number() over (
             partition by signals.user_id
@@ -49,23 +45,35 @@ recent as (
 
 ),
 
+families as (
+
+    select
+        recent.user_id,
+        recent.product_id,
+        recent.place,
+        families.family
+    from recent
+    inner join {{ ref('int_title_families') }} as families using (product_id)
+
+),
+
 variants as (
 
     -- Three rows beside three lunch bags would be one row thrice.
     select distinct
-        user_id,
-        product_id
-    from (
+        families.user_id,
+        families.product_id
+    from families
+    inner join (
         select
-            recent.user_id,
-            recent.product_id
-        from recent
-        inner join {{ ref('int_title_families') }} as families using (product_id)
-        qualify
-            row_number() over (
-                partition by recent.user_id, families.family order by recent.place
-            ) > 1
-    )
+            user_id,
+            family,
+            min(place) as first_place
+        from families
+        group by all
+        having count(*) > 1
+    ) as several using (user_id, family)
+    where families.place > several.first_place
 
 ),
 
@@ -81,10 +89,15 @@ ranked as (
 )
 
 select
-    user_id,
-    rank::integer as rank,
-    product_id,
-    title,
-    kind,
-    last_at
+    ranked.user_id,
+    ranked.rank::integer as rank,
+    ranked.product_id,
+    coalesce(products.title, ranked.product_id) as title,
+    case
+        when ranked.is_bought then 'bought'
+        when ranked.is_in_cart then 'put in cart'
+        else 'viewed'
+    end as kind,
+    ranked.last_at
 from ranked
+inner join products using (product_id)
