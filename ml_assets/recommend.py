@@ -137,6 +137,7 @@ def propose(
             block_bytes=block_bytes,
             progress=progress,
             shifts=blended.shifts,
+            parts=blended.parts,
         )
         best[~np.logical_or.reduce(blended.knows_user)] = NOTHING
         each = part_scores(blended, best)

@@ -4,12 +4,13 @@ For a block of users and a tile of items one matrix product, small enough for th
 cache, is followed by a pass that keeps what may still enter a list. Items come in the order of
 falling norm, and since no inner product exceeds the product of the two norms (Cauchy-Schwarz),
 a user is done as soon as the norms that are left cannot reach the list any more (Teflioudi,
-Gemulla & Mykytiuk, "LEMP: Fast Retrieval of Large Entries in a Matrix Product", SIGMOD 2015).
+Gemulla & Mykytiuk, "LEMP: Fast Retrieval of Large Entries in a Matrix Product", SIGMOD 2015). Of a
+blend the bound is the sum of its models' bounds, which is never above that of the long vectors.
 Candidates are kept with a margin for single precision and ranked in double precision, so that
 lists do not depend on the BLAS library, its kernels, the threads or the blocks.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,8 @@ Progress = Callable[[str], None]
 # trying, where half and twice as many rows took a tenth longer.
 _TILE = 768
 _ROWS = 1024
+# Items of a tile that are bounded together where there are two parts.
+_ALIKE = 64
 # Places beside a list's own for candidates that single precision cannot tell apart. Where they do
 # not suffice (products with equal vectors), the user is done again with more.
 _MARGIN = 32
@@ -199,6 +202,7 @@ def top_items(
     block_bytes: int,
     progress: Progress,
     shifts: Shifts | None = None,
+    parts: Sequence[slice] | None = None,
 ) -> np.ndarray:
     """The k eligible items of largest score for every user, exactly.
 
@@ -215,6 +219,7 @@ def top_items(
         block_bytes: Most memory for the scores of all threads; 4 MB a core are best.
         progress: Told how many users are done.
         shifts: Added to the inner products; None for nothing.
+        parts: Columns of which each is bounded by itself; None for all together.
 
     Returns:
         `(n_users, k)` int32 item positions, best first, ties by position; `NOTHING` where the
@@ -235,6 +240,7 @@ def top_items(
         users=np.ascontiguousarray(user_vectors, dtype=np.float32),
         items=np.ascontiguousarray(item_vectors, dtype=np.float32),
         shifts=shifts,
+        parts=parts or (slice(None),),
         exclude_indptr=exclude.indptr.astype(np.int64),
         exclude_indices=exclude.indices,
         eligible=eligible,
@@ -252,10 +258,13 @@ def top_items(
 
 @dataclass(frozen=True)
 class _Tile:
-    """Some items of one group, none longer than `longest`."""
+    """Some items of one group.
+
+    Each has one of the rows of `longest`, `(n, n_parts)`, above the norms of its parts.
+    """
 
     group: int
-    longest: float
+    longest: np.ndarray
     first_place: int
     item_of_column: np.ndarray
     # (d, n_columns), as the matrix product wants it.
@@ -271,6 +280,7 @@ class _Search:
         users: np.ndarray,
         items: np.ndarray,
         shifts: Shifts,
+        parts: Sequence[slice],
         exclude_indptr: np.ndarray,
         exclude_indices: np.ndarray,
         eligible: np.ndarray,
@@ -280,20 +290,25 @@ class _Search:
         self.exclude_indptr, self.exclude_indices = exclude_indptr, exclude_indices
         self.n_eligible = int(eligible.sum())
         self.first_items = np.flatnonzero(eligible).astype(np.int32)
-        self.user_norms = _norms(users)
-        norms = _norms(items)
+        # (n_users, n_parts) and (n_items, n_parts)
+        self.user_norms, norms = (
+            np.column_stack([_norms(vectors[:, part]) for part in parts])
+            for vectors in (users, items)
+        )
+        # What most users' bounds fall with.
+        reach = norms @ self.user_norms.mean(axis=0)
         # Places are columns, counted on through all tiles.
         self.place_of_item = np.full(len(items), -1, dtype=np.int32)
         self.tiles, n_placed = [], 0
         for group in range(shifts.of_user.shape[1]):
             members = np.flatnonzero(eligible & (shifts.group_of_item == group))
-            members = members[np.lexsort((members, -norms[members]))].astype(np.int32)
+            members = members[np.lexsort((members, -reach[members]))].astype(np.int32)
             for start in range(0, len(members), _TILE):
                 columns = members[start : start + _TILE]
                 self.tiles.append(
                     _Tile(
                         group=group,
-                        longest=float(norms[columns[0]]),
+                        longest=_longest(norms[columns]),
                         first_place=n_placed,
                         item_of_column=columns,
                         vectors=np.ascontiguousarray(items[columns].T),
@@ -305,7 +320,7 @@ class _Search:
         # norms' product (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, 3.1),
         # and adding the shift and rounding the limit by no more than that of their sum.
         unit = np.finfo(np.float32).eps / 2
-        error = (items.shape[1] + 3) * unit * self.user_norms * norms.max(initial=0.0)
+        error = (items.shape[1] + 3) * unit * _norms(users) * _norms(items).max(initial=0.0)
         error += 3 * unit * np.abs(shifts.of_user).max(axis=1, initial=0.0)
         self.slack = (2 * error).astype(np.float32)
 
@@ -363,7 +378,7 @@ class _Search:
                 group = tile.group
                 active = np.flatnonzero(is_open & is_sure)
                 vectors = users[active]
-            bound = norms[active] * tile.longest * 1.0001 + shift[active, group]
+            bound = (norms[active] @ tile.longest.T).max(axis=1) * 1.0001 + shift[active, group]
             reaches = (bound >= found.limit[active]) & is_sure[active]
             n_left = int(reaches.sum())
             if n_left == 0:
@@ -431,6 +446,14 @@ class _Found:
 
 def _norms(vectors: np.ndarray) -> np.ndarray:
     return np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
+
+
+def _longest(norms: np.ndarray) -> np.ndarray:
+    """Largest norms of each part among items that are alike in the first; one row for one part."""
+    if norms.shape[1] == 1:
+        return norms.max(axis=0, keepdims=True)
+    by_first = norms[np.argsort(norms[:, 0])]
+    return np.maximum.reduceat(by_first, np.arange(0, len(norms), _ALIKE), axis=0)
 
 
 @njit(cache=True, nogil=True)

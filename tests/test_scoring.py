@@ -28,6 +28,7 @@ def small_pieces(*, rows=2, margin=1, more=2, n_threads=1):
     """A few rows and columns at a time, so that small data takes every path."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "_TILE", 8)
+        patch.setattr(scoring, "_ALIKE", 2)
         patch.setattr(scoring, "_ROWS", rows)
         patch.setattr(scoring, "_MARGIN", margin)
         patch.setattr(scoring, "_MORE", more)
@@ -36,7 +37,9 @@ def small_pieces(*, rows=2, margin=1, more=2, n_threads=1):
         yield
 
 
-def find(users, items, *, k, exclude=None, eligible=None, shifts=None, block_bytes=1 << 20):
+def find(
+    users, items, *, k, exclude=None, eligible=None, shifts=None, parts=None, block_bytes=1 << 20
+):
     return top_items(
         users,
         items,
@@ -46,6 +49,7 @@ def find(users, items, *, k, exclude=None, eligible=None, shifts=None, block_byt
         block_bytes=block_bytes,
         progress=quiet,
         shifts=shifts,
+        parts=parts,
     )
 
 
@@ -99,9 +103,10 @@ def test_top_items_equal_a_full_sort_ties_included(
     decades=st.integers(0, 6),
     n_kinds=st.sampled_from([2, 20, 1000]),
     margin=st.sampled_from([1, 8]),
+    parts=st.sampled_from([None, (slice(0, 2), slice(2, 5))]),
 )
 def test_top_items_equal_a_full_sort_whatever_the_norms(
-    seed, n_items, n_groups, k, decades, n_kinds, margin
+    seed, n_items, n_groups, k, decades, n_kinds, margin, parts
 ):
     rng = np.random.default_rng(seed)
     n_users = 7
@@ -117,7 +122,13 @@ def test_top_items_equal_a_full_sort_whatever_the_norms(
     )
     exclude = random_csr_pattern(rng, (n_users, n_items), 0.1)
     eligible = rng.random(n_items) < 0.9
-    arguments = {"k": k, "exclude": exclude, "eligible": eligible, "shifts": shifts}
+    arguments = {
+        "k": k,
+        "exclude": exclude,
+        "eligible": eligible,
+        "shifts": shifts,
+        "parts": parts,
+    }
 
     whole = find(users, items, **arguments)
     with small_pieces(margin=margin, n_threads=2):
@@ -184,23 +195,45 @@ def test_without_users_or_products_there_are_empty_lists(n_users, is_eligible):
     assert best.shape == (n_users, 2) and (best == NOTHING).all()
 
 
-def test_items_too_short_to_enter_a_list_are_not_looked_at(monkeypatch):
+@pytest.fixture
+def looked_at(monkeypatch):
+    """The items whose scores were looked at."""
+    found = set()
+    collect = scoring._collect
+
+    def noting(scores, columns, *rest):
+        found.update(columns.tolist())
+        collect(scores, columns, *rest)
+
+    monkeypatch.setattr(scoring, "_collect", noting)
+    return found
+
+
+def test_items_too_short_to_enter_a_list_are_not_looked_at(looked_at):
     # Ten tiles of eight items, each tile a tenth as long as the one before.
     items = np.repeat(10.0 ** -np.arange(10), 8)[:, None].astype(np.float32)
     users = np.array([[1.0], [2.0]], np.float32)
-    looked_at = []
-    collect = scoring._collect
 
-    def counting(scores, columns, *rest):
-        looked_at.extend(columns.tolist())
-        collect(scores, columns, *rest)
-
-    monkeypatch.setattr(scoring, "_collect", counting)
     with small_pieces(margin=16):
         best = find(users, items, k=3)
 
     assert best.tolist() == [[0, 1, 2]] * 2
-    assert set(looked_at) <= set(range(16))
+    assert looked_at <= set(range(16))
+
+
+def test_items_that_neither_model_alone_could_lift_into_a_list_are_not_looked_at(looked_at):
+    # By the norms of the whole vectors the second tile could score 12.7, by those of its parts 9.
+    items = np.repeat(np.array([[10, 0], [0, 9]], np.float32), 8, axis=0)
+    users = np.ones((1, 2), np.float32)
+
+    with small_pieces(margin=5):
+        together = find(users, items, k=3)
+        by_both = set(looked_at)
+        looked_at.clear()
+        apart = find(users, items, k=3, parts=(slice(0, 1), slice(1, 2)))
+
+    assert together.tolist() == apart.tolist() == [[0, 1, 2]]
+    assert by_both == set(range(16)) and looked_at == set(range(8))
 
 
 def test_progress_ends_with_all_users():
