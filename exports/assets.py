@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from exports.versions import Version
 from ml_assets.assets import RecommenderSettings
 from ml_assets.promotion import judge_promotion
 from ml_assets.threads import n_threads
-from ml_assets.warehouse import Warehouse, read_table
+from ml_assets.warehouse import Warehouse, now, read_table
 
 # Keys of a version that is never replaced, because the line stopped running, go away in the end.
 TTL_SECONDS = 30 * 24 * 3600
@@ -79,10 +79,6 @@ class Publishing:
             repository=self.repository,
             config_files=self.config_files,
         )
-
-
-def _now() -> datetime:
-    return datetime.now(UTC).replace(tzinfo=None)
 
 
 def _failure(error: PublishError) -> dg.Failure:
@@ -163,7 +159,7 @@ def candidate(
                     ),
                     variables=json.loads(variables),
                 ),
-                created_at=_now(),
+                created_at=now(),
                 top_n=recommender.top_n,
                 popular_depth=POPULAR_DEPTH,
             )
@@ -299,7 +295,7 @@ def live(
                 published_dir=publishing.published,
                 redis_url=redis_url,
                 retain=publishing.retain,
-                happened_at=_now(),
+                happened_at=now(),
             )
         except PublishError as error:
             _retry_if_away(context, publishing, error)
@@ -352,7 +348,7 @@ def _switch(
         published_dir=publishing.published,
         redis_url=redis_url,
         run_id=context.run.run_id,
-        happened_at=_now(),
+        happened_at=now(),
     )
     # A run that was started again from a failed step goes on where its parents stopped.
     runs = {context.run.run_id, context.run.parent_run_id, context.run.root_run_id} - {None}

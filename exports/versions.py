@@ -453,20 +453,6 @@ def mark_rejected(
         return get_version(connection, version)
 
 
-def rollback(
-    connection: duckdb.DuckDBPyConnection, version: str, *, run_id: str, happened_at: datetime
-) -> Version:
-    """Make a version live again that was live before. Only the warehouse: see `publish.roll_back`.
-
-    Raises:
-        PublishError: if the version never was live or its rows are removed.
-    """
-    require_rollback_target(connection, version)
-    return mark_live(
-        connection, version, run_id=run_id, happened_at=happened_at, action="rolled_back"
-    )
-
-
 def require_rollback_target(connection: duckdb.DuckDBPyConnection, version: str) -> Version:
     """The version, if it may be rolled back to: it passed its checks once and is still kept."""
     wanted = get_version(connection, version)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
@@ -19,6 +20,11 @@ class WarehouseBusyError(RuntimeError):
 
 class MissingTableError(RuntimeError):
     """A table that an earlier step makes does not exist."""
+
+
+def now() -> datetime:
+    """Naive UTC, as all times of the warehouse."""
+    return datetime.now(UTC).replace(tzinfo=None)
 
 
 @dataclass(frozen=True)

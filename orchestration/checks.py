@@ -1,7 +1,6 @@
 """The gates as asset checks: a red one stops the run, and the last good version stays live."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 
 import dagster as dg
 import duckdb
@@ -10,7 +9,7 @@ from exports import versions
 from exports.versions import Version
 from ml_assets.assets import RecommenderSettings
 from ml_assets.promotion import REFUSED
-from ml_assets.warehouse import Warehouse
+from ml_assets.warehouse import Warehouse, now
 from orchestration.gates import (
     ACCEPTED_EVENTS,
     SIGNALS,
@@ -171,5 +170,5 @@ def reject(
             version.version,
             reason=reason,
             run_id=context.run.run_id,
-            happened_at=datetime.now(UTC).replace(tzinfo=None),
+            happened_at=now(),
         )

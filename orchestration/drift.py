@@ -12,7 +12,7 @@ Absolute Deviation", JASA 1993).
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from statistics import median
@@ -252,7 +252,12 @@ def _end_of(day: date) -> datetime:
 
 
 def missing_days(
-    days: set[date], *, as_of: date, until: date, published: date | None = None
+    days: set[date],
+    *,
+    as_of: date,
+    until: date,
+    published: date | None = None,
+    closed: Collection[date] = (),
 ) -> list[date]:
     """Days that are due and have no events, from the week before as_of on.
 
@@ -264,6 +269,7 @@ def missing_days(
         as_of: The day of the run.
         until: From `last_day_due`.
         published: as_of of the latest run that published.
+        closed: Days that are not due, whatever their weekday.
     """
     week = as_of - timedelta(days=6)
     before = Counter(
@@ -274,7 +280,9 @@ def missing_days(
     return [
         day
         for day in (week + timedelta(days=n) for n in range((until - week).days + 1))
-        if day not in days and (before[day.weekday()] == WEEKS or day == published)
+        if day not in days
+        and day not in closed
+        and (before[day.weekday()] == WEEKS or day == published)
     ]
 
 

@@ -1,14 +1,14 @@
 """Drift as asset checks: a run that is unlike those before it stops before readers see it."""
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 
 import dagster as dg
 import duckdb
 
 from exports import run_history, versions
 from exports.run_history import RunMetric
-from ml_assets.warehouse import MissingTableError, Warehouse, read_table
+from ml_assets.warehouse import MissingTableError, Warehouse, now, read_table
 from orchestration import drift, drift_figures
 from orchestration.checks import reject, stop
 from orchestration.drift import Figure, Judged
@@ -64,13 +64,13 @@ def drift_of_inputs(
     warehouse: dg.ResourceParam[Warehouse],
 ) -> Iterator[dg.AssetCheckResult]:
     """What was loaded against earlier runs, before any model learns from it."""
-    now = datetime.now(UTC).replace(tzinfo=None)
+    happened_at = now()
     with warehouse.connect() as connection:
         limits, past = _limits(connection), drift_figures.past_runs(connection)
         figures = drift_figures.input_figures(
-            connection, limits, past, checks=_wanted(context), now=now
+            connection, limits, past, checks=_wanted(context), now=happened_at
         )
-        judged = _judge(context, connection, settings, figures, limits, past, now)
+        judged = _judge(context, connection, settings, figures, limits, past, happened_at)
     yield from _results(context, INPUT_CHECKS, judged)
     stop(_blocked(context, INPUT_CHECKS, judged), "No model was trained on it.")
 
@@ -87,12 +87,12 @@ def drift_of_lists(
     warehouse: dg.ResourceParam[Warehouse],
 ) -> Iterator[dg.AssetCheckResult]:
     """The staged version against earlier ones, before any reader can see it."""
-    now = datetime.now(UTC).replace(tzinfo=None)
+    happened_at = now()
     with warehouse.connect() as connection:
         version = versions.staged_version(connection)
         limits, past = _limits(connection), drift_figures.past_runs(connection)
         figures = drift_figures.list_figures(connection, version.version)
-        judged = _judge(context, connection, settings, figures, limits, past, now)
+        judged = _judge(context, connection, settings, figures, limits, past, happened_at)
         complaints = _blocked(context, LIST_CHECKS, judged)
         if complaints:
             reject(context, connection, version, " ".join(complaints))
@@ -119,7 +119,7 @@ def _judge(
     figures: Sequence[Figure],
     limits: dict[str, Limit],
     past: Sequence[RunMetric],
-    now: datetime,
+    happened_at: datetime,
 ) -> list[Judged]:
     """Judge the figures of the checks that are asked, and record them."""
     op, wanted = context.op_execution_context, _wanted(context)
@@ -144,7 +144,7 @@ def _judge(
             RunMetric(
                 run_number=number,
                 run_id=context.run.run_id,
-                happened_at=now,
+                happened_at=happened_at,
                 as_of=each.figure.as_of,
                 version=None,
                 check_name=each.figure.check,

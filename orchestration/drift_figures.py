@@ -243,6 +243,7 @@ def _day_figures(
             "select event_on from intermediate.int_event_days"
         ).fetchall()
     }
+    closed = connection.execute("select closed_on from staging.closed_days").fetchall()
     published = [row.as_of for row in past if row.check_name == check]
     gone = missing_days(
         {day for day in days if day <= as_of},
@@ -255,6 +256,7 @@ def _day_figures(
             runs=int(limit.runs or 1),
         ),
         published=published[-1] if published else None,
+        closed={day for (day,) in closed},
     )
     let_through = known(past, check, MISSING)
     new = [day for day in gone if day.isoformat() not in let_through]

@@ -1,13 +1,11 @@
 """Erasing users who asked for it, with a certificate each."""
 
-from datetime import UTC, datetime
-
 import dagster as dg
 
 from exports import erasure, pseudonyms
 from exports.assets import Publishing
 from exports.errors import PseudonymError, PublishError
-from ml_assets.warehouse import Warehouse
+from ml_assets.warehouse import Warehouse, now
 from orchestration.landing.contract import LandingError
 from orchestration.landing.erasure import read_requests
 from orchestration.settings import Settings
@@ -25,7 +23,7 @@ def erasure_certificates(
     publishing: dg.ResourceParam[Publishing],
 ) -> dg.MaterializeResult:
     """Take the users of erasures/*.csv out of all tables, files and Redis; certify each."""
-    now = datetime.now(UTC).replace(tzinfo=None)
+    happened_at = now()
     try:
         requests = read_requests(settings.data)
         with warehouse.connect() as connection:
@@ -42,10 +40,10 @@ def erasure_certificates(
         context.log.info(f"erasing {len(user_ids):,} of {len(requests):,} users who asked for it")
         kept = erasure.Kept(settings.home, publishing.published, publishing.connect_redis())
         with warehouse.connect() as connection:
-            erasure.erase_users(connection, user_ids, kept, happened_at=now)
+            erasure.erase_users(connection, user_ids, kept, happened_at=happened_at)
         erasure.compact(warehouse.path)
         with warehouse.connect() as connection:
-            certificates = erasure.certify(connection, user_ids, kept, happened_at=now)
+            certificates = erasure.certify(connection, user_ids, kept, happened_at=happened_at)
     except (LandingError, PseudonymError, PublishError) as error:
         raise dg.Failure(description=str(error), allow_retries=False) from None
     return dg.MaterializeResult(

@@ -1,12 +1,11 @@
 """The shop's files as raw tables."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
 
-from ml_assets.warehouse import Warehouse
+from ml_assets.warehouse import Warehouse, now
 from orchestration.drift_limits import LimitsError, limits_of_file
 from orchestration.landing.contract import LandingError
 from orchestration.landing.ingest import check_event_types, ingest_folder
@@ -53,7 +52,7 @@ def landing(
             summary = ingest_folder(
                 connection,
                 settings.data,
-                received_at=datetime.now(UTC).replace(tzinfo=None),
+                received_at=now(),
                 progress=context.log.info,
                 pseudonym_key=settings.pseudonym_key,
             )

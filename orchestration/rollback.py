@@ -6,7 +6,6 @@ Belongs here: how people start it. Does not belong here: what it does (`exports/
 import argparse
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
@@ -17,7 +16,7 @@ from exports.assets import LIVE_KEY, TTL_SECONDS, Publishing
 from exports.errors import PseudonymError, PublishError
 from exports.redis_server import address
 from exports.versions import Version
-from ml_assets.warehouse import Warehouse, WarehouseBusyError
+from ml_assets.warehouse import Warehouse, WarehouseBusyError, now
 from orchestration.settings import from_environment, keep_private
 
 
@@ -86,7 +85,7 @@ def _switch_back(
         redis_url=redis_url,
         ttl_seconds=TTL_SECONDS,
         run_id=run_id,
-        happened_at=datetime.now(UTC).replace(tzinfo=None),
+        happened_at=now(),
     )
 
 

@@ -37,7 +37,7 @@ from orchestration.drift import (
     outcomes,
     vanished_types,
 )
-from orchestration.drift_figures import list_figures, past_runs
+from orchestration.drift_figures import input_figures, list_figures, past_runs
 from orchestration.drift_limits import CHECKS, LimitsError, limits_of_file
 from orchestration.landing.synthetic_shop import write_shop
 from orchestration.settings import DRIFT_LIMITS, REPOSITORY
@@ -199,6 +199,15 @@ def test_days_are_missing_where_their_weekday_had_events_in_each_of_four_weeks(a
 
 def test_a_young_shop_has_no_weekday_that_is_due():
     assert missing_days(days_before(DAY, 30), as_of=DAY, until=DAY + timedelta(days=3)) == []
+
+
+def test_a_holiday_is_not_due():
+    as_of, holiday = DAY, DAY - timedelta(days=2)
+    days = days_before(DAY, 40) - {holiday, DAY - timedelta(days=3)}
+
+    found = missing_days(days, as_of=as_of, until=as_of, closed={holiday})
+
+    assert found == [DAY - timedelta(days=3)]
 
 
 def test_the_day_that_was_published_last_is_due():
@@ -571,6 +580,31 @@ def test_a_corruption_blocks_the_publish_and_the_pointer_stays(shop, corruption)
                 "select reason from serving.versions where state = 'rejected'"
             )
             assert reason.startswith(f"{check} on serving.candidate") and "accept" in reason
+
+
+def test_a_day_that_the_shop_calls_closed_is_not_missing(shop):
+    def n_missing():
+        with shop.line.settings.warehouse.connect() as connection:
+            figures = input_figures(
+                connection,
+                LIMITS,
+                past_runs(connection),
+                checks={"day_is_missing"},
+                now=datetime.combine(LAST, datetime.min.time()) + timedelta(days=2),
+            )
+        (judged,) = (each for each in figures if each.is_judged)
+        return judged.value
+
+    _, *statements = CORRUPTIONS["yesterday's file is missing"]
+    with shop.kept():
+        shop.change(*statements)
+        before = n_missing()
+        shop.change(
+            "insert into staging.closed_days"
+            " select as_of + 1, 'stocktaking' from intermediate.int_as_of"
+        )
+
+        assert (before, n_missing()) == (1, 0)
 
 
 def test_a_broken_day_stops_before_models_learn_and_once_it_is_mended_the_next_run_publishes(
