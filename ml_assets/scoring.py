@@ -3,9 +3,9 @@
 For a block of users and a tile of items one matrix product, small enough for the processor's
 cache, is followed by a pass that keeps what may still enter a list. Items come in the order of
 falling norm, and since no inner product exceeds the product of the two norms (Cauchy-Schwarz),
-a user is done as soon as the norms that are left cannot reach the list any more (Teflioudi,
-Gemulla & Mykytiuk, "LEMP: Fast Retrieval of Large Entries in a Matrix Product", SIGMOD 2015). Of a
-blend the bound is the sum of its models' bounds, which is never above that of the long vectors.
+a tile is left out for the users whose lists its norms cannot reach (Teflioudi, Gemulla &
+Mykytiuk, "LEMP: Fast Retrieval of Large Entries in a Matrix Product", SIGMOD 2015). Of a blend
+the bound is the sum of its models' bounds, which is never above that of the long vectors.
 Candidates are kept with a margin for single precision and ranked in double precision, so that
 lists do not depend on the BLAS library, its kernels, the threads or the blocks.
 """
@@ -372,21 +372,16 @@ class _Search:
         shift = self.shifts.of_user[rows]
         closed = np.flatnonzero(~is_open)
         norms, slack = self.user_norms[rows], self.slack[rows]
-        active, vectors, group = np.flatnonzero(is_open), users[is_open], -1
+        active, vectors = np.flatnonzero(is_open), users[is_open]
         for tile in self.tiles:
-            if tile.group != group:
-                group = tile.group
-                active = np.flatnonzero(is_open & is_sure)
-                vectors = users[active]
-            bound = (norms[active] @ tile.longest.T).max(axis=1) * 1.0001 + shift[active, group]
-            reaches = (bound >= found.limit[active]) & is_sure[active]
+            bound = (norms @ tile.longest.T).max(axis=1) * 1.0001 + shift[:, tile.group]
+            reaches = (bound >= found.limit) & is_open & is_sure
             n_left = int(reaches.sum())
             if n_left == 0:
-                active, vectors = active[:0], vectors[:0]
                 continue
             # Leaving out a few rows saves less than copying the others costs.
-            if n_left < 0.9 * len(active):
-                active = active[reaches]
+            if n_left < 0.9 * len(active) or n_left > reaches[active].sum():
+                active = np.flatnonzero(reaches)
                 vectors = users[active]
             width = len(tile.item_of_column)
             product = scores[: len(active) * width].reshape(len(active), width)
@@ -398,7 +393,7 @@ class _Search:
                 self.place_of_item,
                 active,
                 rows,
-                shift[:, group],
+                shift[:, tile.group],
                 slack,
                 self.exclude_indptr,
                 self.exclude_indices,

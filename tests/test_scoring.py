@@ -115,6 +115,9 @@ def test_top_items_equal_a_full_sort_whatever_the_norms(
     users[rng.random(n_users) < 0.2] = 0
     # Items of one kind have equal vectors, more of them than there is room for beside a list.
     kinds = (rng.standard_normal((1000, 5)) * lengths[1, :, None]).astype(np.float32)
+    # Some like what one model finds, others what the other does.
+    for vectors in (users, kinds):
+        vectors[:, 2:] *= 10.0 ** rng.uniform(-decades, 0, (len(vectors), 1))
     items = kinds[rng.integers(0, n_kinds, n_items)]
     shifts = Shifts(
         rng.standard_normal((n_users, n_groups)).astype(np.float32) * rng.integers(0, 2),
@@ -234,6 +237,17 @@ def test_items_that_neither_model_alone_could_lift_into_a_list_are_not_looked_at
 
     assert together.tolist() == apart.tolist() == [[0, 1, 2]]
     assert by_both == set(range(16)) and looked_at == set(range(8))
+
+
+def test_a_user_whose_taste_is_unlike_the_others_gets_what_the_others_reach_last():
+    # Tiles come as they suit the many; the second is too short for the last user, the third not.
+    items = np.repeat(np.array([[10, 0], [5, 0], [0, 4]], np.float32), 8, axis=0)
+    users = np.array([[1, 0.01]] * 20 + [[0.01, 1]], np.float32)
+
+    with small_pieces(rows=21, margin=5):
+        best = find(users, items, k=3, parts=(slice(0, 1), slice(1, 2)))
+
+    assert best.tolist() == [[0, 1, 2]] * 20 + [[16, 17, 18]]
 
 
 def test_progress_ends_with_all_users():
