@@ -13,8 +13,10 @@ from pathlib import Path
 
 from dbt.cli.main import dbtRunner
 from dbt.contracts.graph.manifest import Manifest
+from dbt.contracts.graph.nodes import SeedNode
 
-PARSED = Path(__file__).resolve().parents[1] / "dbt_project" / "target" / "partial_parse.msgpack"
+PROJECT = Path(__file__).resolve().parents[1] / "dbt_project"
+PARSED = PROJECT / "target" / "partial_parse.msgpack"
 # DuckDB names a database by its file, `ml_assets.warehouse.Warehouse` the file.
 DATABASE = "warehouse"
 
@@ -27,17 +29,26 @@ def main() -> int:
     """
     manifest: Manifest | None = Manifest.from_msgpack(PARSED.read_bytes())
     assert manifest is not None
-    if {node.database for node in manifest.nodes.values()} == {DATABASE}:
+    if is_ours(manifest):
         # What macros see as `graph`; not among what is stored.
         manifest.build_flat_graph()
     else:
-        # Somebody ran dbt by hand on another file.
         manifest = None
     outcome = dbtRunner(manifest=manifest).invoke(sys.argv[1:])
     if outcome.exception is not None:
         print(outcome.exception, file=sys.stderr)
         return 2
     return 0 if outcome.success else 1
+
+
+def is_ours(manifest: Manifest) -> bool:
+    """Whether it was parsed as the line runs it, and not by hand on another file or from elsewhere.
+
+    Seeds are looked for where their project was, seen from where dbt was called.
+    """
+    nodes = manifest.nodes.values()
+    roots = {node.root_path for node in nodes if isinstance(node, SeedNode)}
+    return {node.database for node in nodes} == {DATABASE} and roots == {str(PROJECT)}
 
 
 if __name__ == "__main__":
