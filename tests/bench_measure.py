@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -200,12 +200,20 @@ def machine() -> str:
         f"{each['internal_api']} {each['version']} ({each.get('architecture', 'unknown')} kernels)"
         for each in _blas()
     )
-    libraries = ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)
+    libraries = ", ".join(f"{name} {found}" for name in _LIBRARIES if (found := _version(name)))
     return (
         f"{_processor()}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB of memory,"
         f" {platform.system()}. Python {platform.python_version()}, {libraries}. numpy's matrix"
         f" products: {blas}."
     )
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        # Rivals are installed for benchmarks alone.
+        return None
 
 
 def blas_kernels() -> str:

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from argparse import Namespace
 
 import dagster as dg
 import duckdb
@@ -9,6 +10,7 @@ import pytest
 from faults import FAULTS, can_mount, disk_full, filled, place_in, small_disk
 from kills import children, kill_publishing
 from lines import line_in, why_it_failed, write_files
+from stress import _page as stress_page
 from switching import switch_under_readers
 
 from exports.redis_server import EmbeddedRedis
@@ -183,3 +185,12 @@ def test_the_results_of_old_runs_are_forgotten(tmp_path, monkeypatch):
     assert {path.parent.name for path in (site / "validations").rglob("*.html")} == kept
     index = (site / "index.html").read_text()
     assert all(time in index for time in kept) and index.count("/numbers/__none__/") == 2
+
+
+def test_the_page_names_the_machine_although_no_benchmark_is_installed():
+    chosen = Namespace(kills=1, line_kills=0, first_kills=0, seed=1)
+
+    page = stress_page(["## Kills"], ["one was not mended"], chosen, minutes=2)
+
+    assert f"duckdb {duckdb.__version__}" in page and "- one was not mended" in page
+    assert page.endswith("## Kills")
