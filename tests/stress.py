@@ -269,7 +269,7 @@ def switches(folder: Path, chosen: argparse.Namespace) -> tuple[str, list[str]]:
             n_switches=chosen.switches,
             seconds_between=_PAUSE_SECONDS,
             per_second=1000,
-            n_snapshot_readers=2,
+            n_snapshot_readers=1,
         )
     problems = [
         f"{each.source}: {each.n_errors} errors, {each.n_mixed} mixed answers"
@@ -282,7 +282,7 @@ def switches(folder: Path, chosen: argparse.Namespace) -> tuple[str, list[str]]:
 
 {len(found.rollback_seconds)} rollbacks and {len(found.publish_seconds)} publishes between three
 versions, while readers asked for lists and, every tenth time, for a page of five shelves: Redis a
-thousand times a second, the snapshot as often as two processes can. Every answer was compared with
+thousand times a second, the snapshot as often as one process can. Every answer was compared with
 what each version says. **A rollback took {median:.0f} ms in the median and {longest:.0f} ms at
 most**, all three surfaces together, on the same cores as the readers.
 

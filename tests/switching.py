@@ -208,7 +208,6 @@ def _ask(
                 seen.add(version)
             slowest = max(slowest, time.perf_counter() - asked_at)
             due += 1 / per_second
-            if due > time.perf_counter():
-                time.sleep(due - time.perf_counter())
+            time.sleep(max(0.0, due - time.perf_counter()))
         seconds = time.perf_counter() - started
     found.put(Asked(name, n, n_errors, n_mixed, len(seen - {None}), n / seconds, 1e3 * slowest))
