@@ -567,7 +567,7 @@ def similar_products(
     return fill_from_category(similar, products=products, popularity=popularity, k=settings.similar)
 
 
-# What the backtest makes, each as the schema and the description of a table.
+# The tables of the backtest by name: schema, columns and description.
 _BACKTEST: dict[str, tuple[str, pl.Schema, str]] = {
     "offline_metrics": (
         "ml",

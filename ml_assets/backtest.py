@@ -112,7 +112,7 @@ class Past:
         n_asked = self.questions.relevant.shape[0]
         if n_asked <= n_users:
             return self
-        return replace(self, questions=self.questions.of_users(_draw(n_asked, n_users, seed)))
+        return replace(self, questions=self.questions.for_users(_draw(n_asked, n_users, seed)))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ml_assets.frames import METRICS
 from ml_assets.intervals import Resampled, draw_users, resample
 from ml_assets.scoring import NOTHING
 from ml_assets.segments import light_users, product_segments
-from ml_assets.signal_matrix import SignalMatrix
+from ml_assets.signal_matrix import SignalMatrix, places_of_entries
 
 TARGETS = ("new_products", "any_next")
 # What people are shown of so many figures: a published list, and all users with a past.
@@ -51,15 +51,12 @@ class Questions:
         """`(n_users,)` bool: has a past."""
         return np.diff(self.matrix.weights.indptr) > 0
 
-    def of_users(self, rows: np.ndarray) -> "Questions":
+    def for_users(self, rows: np.ndarray) -> "Questions":
         """The same with only these users, in this order."""
-        relevant = self.relevant
-        entries = sp.csr_matrix(
-            (np.arange(relevant.nnz), relevant.indices, relevant.indptr), relevant.shape
-        )[rows]
+        entries = places_of_entries(self.relevant)[rows]
         return Questions(
             matrix=self.matrix.for_users(rows),
-            relevant=sp.csr_matrix(relevant[rows]),
+            relevant=sp.csr_matrix(self.relevant[rows]),
             is_new=self.is_new[entries.data],
             is_purchase=self.is_purchase[entries.data],
             week=self.week[entries.data],

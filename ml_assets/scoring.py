@@ -219,7 +219,7 @@ def top_items(
         block_bytes: Most memory for the scores of all threads; 4 MB a core are best.
         progress: Told how many users are done.
         shifts: Added to the inner products; None for nothing.
-        parts: Columns of which each is bounded by itself; None for all together.
+        parts: All columns in pieces, each bounded by itself; None for one piece.
 
     Returns:
         `(n_users, k)` int32 item positions, best first, ties by position; `NOTHING` where the
@@ -320,7 +320,10 @@ class _Search:
         # norms' product (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, 3.1),
         # and adding the shift and rounding the limit by no more than that of their sum.
         unit = np.finfo(np.float32).eps / 2
-        error = (items.shape[1] + 3) * unit * _norms(users) * _norms(items).max(initial=0.0)
+        whole_users, whole_items = (
+            np.linalg.norm(each, axis=1) for each in (self.user_norms, norms)
+        )
+        error = (items.shape[1] + 3) * unit * whole_users * whole_items.max(initial=0.0)
         error += 3 * unit * np.abs(shifts.of_user).max(axis=1, initial=0.0)
         self.slack = (2 * error).astype(np.float32)
 

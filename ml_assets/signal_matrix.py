@@ -44,10 +44,7 @@ class SignalMatrix:
 
     def for_users(self, rows: np.ndarray) -> "SignalMatrix":
         """The same with only these users, in this order."""
-        entries = sp.csr_matrix(
-            (np.arange(len(self.kinds)), self.weights.indices, self.weights.indptr),
-            shape=self.weights.shape,
-        )[rows]
+        entries = places_of_entries(self.weights)[rows]
         weights, history = (
             sp.csr_matrix((each.data[entries.data], entries.indices, entries.indptr), entries.shape)
             for each in (self.weights, self.history)
@@ -144,6 +141,11 @@ def only_entries(matrix: sp.csr_matrix, mask: np.ndarray, data: np.ndarray) -> s
     return sp.csr_matrix(
         (data[mask], matrix.indices[mask], kept_before[matrix.indptr]), shape=matrix.shape
     )
+
+
+def places_of_entries(matrix: sp.csr_matrix) -> sp.csr_matrix:
+    """The matrix with each entry's place among the entries for its value: rows of it tell which."""
+    return sp.csr_matrix((np.arange(matrix.nnz), matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
 def entry_keys(matrix: sp.csr_matrix) -> np.ndarray:

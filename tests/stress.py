@@ -269,7 +269,6 @@ def switches(folder: Path, chosen: argparse.Namespace) -> tuple[str, list[str]]:
             n_switches=chosen.switches,
             seconds_between=_PAUSE_SECONDS,
             per_second=1000,
-            n_snapshot_readers=1,
         )
     problems = [
         f"{each.source}: {each.n_errors} errors, {each.n_mixed} mixed answers"

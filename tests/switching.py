@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -26,7 +26,7 @@ _SWITCHES_A_PUBLISH = 10
 
 @dataclass(frozen=True)
 class Asked:
-    """What readers of one source got.
+    """What the reader of one source got.
 
     Attributes:
         source: Redis or snapshot.
@@ -69,7 +69,6 @@ def switch_under_readers(
     n_switches: int,
     seconds_between: float,
     per_second: int,
-    n_snapshot_readers: int,
 ) -> Switched:
     """Publish three versions, then switch between them while readers ask.
 
@@ -80,13 +79,12 @@ def switch_under_readers(
         n_switches: One in ten a publish, the others rollbacks.
         seconds_between: Pause between two of them.
         per_second: How often Redis is asked, and how often the snapshot.
-        n_snapshot_readers: Processes that share the questions to the snapshot.
     """
     published = home / "published"
-    sources = [("Redis", {"redis_url": redis_url}, per_second)]
-    sources += [
-        ("snapshot", {"snapshot": published / "current.duckdb"}, per_second // n_snapshot_readers)
-    ] * n_snapshot_readers
+    sources = {
+        "Redis": {"redis_url": redis_url},
+        "snapshot": {"snapshot": published / "current.duckdb"},
+    }
     rollbacks, publishes = [], []
     with open_warehouse(home) as warehouse:
         known: dict[str, list[dict]] = {user: [{}, {}] for user in USERS}
@@ -100,8 +98,8 @@ def switch_under_readers(
         assert all(len(each) == _TASTES for answers in known.values() for each in answers)
         is_over, found = context.Event(), context.Queue()
         readers = [
-            context.Process(target=_ask, args=(name, source, rate, known, is_over, found))
-            for name, source, rate in sources
+            context.Process(target=_ask, args=(name, source, per_second, known, is_over, found))
+            for name, source in sources.items()
         ]
         for each in readers:
             each.start()
@@ -129,7 +127,7 @@ def switch_under_readers(
         asked = [_got(found) for _ in readers]
         for each in readers:
             each.join()
-    return Switched(_together(asked), tuple(rollbacks), tuple(publishes))
+    return Switched(tuple(asked), tuple(rollbacks), tuple(publishes))
 
 
 def _publish(warehouse: duckdb.DuckDBPyConnection, home: Path, redis_url: str, taste: int) -> str:
@@ -157,25 +155,6 @@ def _got(found: Any) -> Asked:
         return found.get(timeout=60)
     except Empty:
         raise RuntimeError("a reader ended without saying what it got") from None
-
-
-def _together(asked: list[Asked]) -> tuple[Asked, ...]:
-    """Readers of the same source as one."""
-    by_source: dict[str, Asked] = {}
-    for each in asked:
-        other = by_source.get(each.source)
-        if other is not None:
-            each = replace(
-                each,
-                n=each.n + other.n,
-                n_errors=each.n_errors + other.n_errors,
-                n_mixed=each.n_mixed + other.n_mixed,
-                n_versions=max(each.n_versions, other.n_versions),
-                per_second=each.per_second + other.per_second,
-                slowest_ms=max(each.slowest_ms, other.slowest_ms),
-            )
-        by_source[each.source] = each
-    return tuple(by_source.values())
 
 
 def _ask(

@@ -343,8 +343,8 @@ def test_asking_fewer_gives_the_figures_of_those_who_are_asked():
     assert len(users) == 7 and users.is_sorted() and few.ask_fewer(7, seed=4) is few
     row = past.questions.matrix.user_ids.index_of
     for i, user in enumerate(users):
-        whole = past.questions.of_users(np.array([row(user)]))
-        one = few.questions.of_users(np.array([i]))
+        whole = past.questions.for_users(np.array([row(user)]))
+        one = few.questions.for_users(np.array([i]))
         assert (one.relevant != whole.relevant).nnz == 0 and one.relevant.nnz > 0
         for name in ("is_new", "is_purchase", "week"):
             assert getattr(one, name).tolist() == getattr(whole, name).tolist()

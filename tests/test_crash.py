@@ -65,7 +65,6 @@ def test_readers_get_answers_of_one_version_while_versions_are_switched(context,
             n_switches=12,
             seconds_between=0.05,
             per_second=1000,
-            n_snapshot_readers=1,
         )
 
     assert [(each.n_errors, each.n_mixed) for each in found.asked] == [(0, 0), (0, 0)]
