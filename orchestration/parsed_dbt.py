@@ -8,6 +8,7 @@ project is that of the files is for `dbt_assets.py` to see to.
 https://docs.getdbt.com/reference/programmatic-invocations#reusing-objects
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -27,18 +28,27 @@ def main() -> int:
     Returns:
         dbt's exit code: 1 for nodes that failed, 2 for anything else.
     """
-    manifest: Manifest | None = Manifest.from_msgpack(PARSED.read_bytes())
-    assert manifest is not None
-    if is_ours(manifest):
-        # What macros see as `graph`; not among what is stored.
-        manifest.build_flat_graph()
-    else:
-        manifest = None
+    manifest = Manifest.from_msgpack(PARSED.read_bytes())
+    if not is_ours(manifest):
+        parse()
+        manifest = Manifest.from_msgpack(PARSED.read_bytes())
+    # What macros see as `graph`; not among what is stored.
+    manifest.build_flat_graph()
     outcome = dbtRunner(manifest=manifest).invoke(sys.argv[1:])
     if outcome.exception is not None:
         print(outcome.exception, file=sys.stderr)
         return 2
     return 0 if outcome.success else 1
+
+
+def parse() -> None:
+    """Parse the whole project, as the line runs it, for this run and those to come."""
+    warehouse = os.environ.pop("RECMART_WAREHOUSE", None)
+    project, target = str(PROJECT), str(PARSED.parent)
+    folders = ["--project-dir", project, "--profiles-dir", project, "--target-path", target]
+    dbtRunner().invoke(["parse", "--quiet", "--no-partial-parse", *folders])
+    if warehouse is not None:
+        os.environ["RECMART_WAREHOUSE"] = warehouse
 
 
 def is_ours(manifest: Manifest) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import duckdb
 import numpy as np
@@ -181,7 +182,10 @@ def _run(shop: Shop, home: Path, job: str) -> Run:
 def _from_event_log(home: Path, measured: Measured) -> Run:
     import dagster as dg
 
-    with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
+    with (
+        mock.patch.dict(os.environ, {"DAGSTER_HOME": str(home / "dagster")}),
+        dg.DagsterInstance.get() as instance,
+    ):
         stats = instance.get_run_step_stats(instance.get_runs(limit=1)[0].run_id)
         event = instance.get_latest_materialization_event(dg.AssetKey(["ml", "recommendations"]))
     done = [each for each in stats if each.start_time and each.end_time]

@@ -1,5 +1,6 @@
 """dbt runs what was parsed last, but only where that was parsed as the line runs it."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from dbt.contracts.graph.nodes import SeedNode
 
 # Parses the project, if it was not.
 import orchestration.dbt_assets  # noqa: F401
+from orchestration import parsed_dbt
 from orchestration.parsed_dbt import DATABASE, PARSED, PROJECT, is_ours
 
 
@@ -36,3 +38,11 @@ def parsed(**changes):
 )
 def test_what_was_parsed_otherwise_is_parsed_again(changes, expected):
     assert is_ours(parsed(**changes)) is expected
+
+
+def test_parsed_again_it_is_as_the_line_runs_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(parsed_dbt, "PARSED", tmp_path / PARSED.name)
+    monkeypatch.setenv("RECMART_WAREHOUSE", str(tmp_path / "trial.duckdb"))
+    parsed_dbt.parse()
+    assert is_ours(Manifest.from_msgpack((tmp_path / PARSED.name).read_bytes()))
+    assert os.environ["RECMART_WAREHOUSE"] == str(tmp_path / "trial.duckdb")
