@@ -316,6 +316,8 @@ class _Search:
                 )
                 self.place_of_item[columns] = np.arange(n_placed, n_placed + len(columns))
                 n_placed += len(columns)
+        # Whatever the group: what is met first decides how soon the others are out of reach.
+        self.tiles.sort(key=lambda tile: -reach[tile.item_of_column[0]])
         # An inner product of d terms in single precision is off by no more than this share of the
         # norms' product (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, 3.1),
         # and adding the shift and rounding the limit by no more than that of their sum.
