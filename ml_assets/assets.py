@@ -75,6 +75,9 @@ class RecommenderSettings(dg.ConfigurableResource):
         target_power: Of item_item: how much less a popular product is proposed.
         shrinkage: Of item_item: what a product's degree is raised by, so that one that was
             touched twice is not taken for a rarity.
+        history_cap: Of item_item: most products of a user that are learned from, those that count
+            most in their history; 0 for all. Time to learn grows with its square. Lists are made
+            from all of them in any case.
         factors: Of als: length of its user and item vectors.
         regularization: Of als: of the least squares; found on folds before the holdout, where 30
             beat implicit's default of 0.01 clearly.
@@ -127,6 +130,7 @@ class RecommenderSettings(dg.ConfigurableResource):
     source_power: float = 0.4
     target_power: float = 0.4
     shrinkage: float = 5.0
+    history_cap: int = 0
     factors: int = 64
     regularization: float = 30.0
     regularization_power: float = 0.0
@@ -209,6 +213,7 @@ class RecommenderSettings(dg.ConfigurableResource):
             "neighbours": self.neighbours < 1 and "must be at least 1",
             "content_neighbours": self.content_neighbours < 1 and "must be at least 1",
             "shrinkage": not self.shrinkage >= 0 and "must not be negative",
+            "history_cap": self.history_cap < 0 and "must not be negative",
             "filter_degree": not 1 <= self.filter_degree <= 12 and "must be from 1 to 12",
             "filter_gamma": not self.filter_gamma > 0 and "must be above 0",
             "low_pass_factors": self.low_pass_factors < 1 and "must be at least 1",

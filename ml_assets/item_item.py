@@ -309,7 +309,16 @@ def _nearest(
 @njit(cache=True, nogil=True)
 def _put_ascending(candidates: np.ndarray, n: int, chosen: np.ndarray, items: np.ndarray) -> None:
     """The items of the first n candidates in order, the row's last places left alone."""
-    # A bit for each chosen item, read in order: faster than sorting.
+    if n * n < len(chosen):
+        for i in range(n):
+            item = np.int64(_ITEM_BITS - (candidates[i] & _ITEM_BITS))
+            at = i
+            while at > 0 and items[at - 1] > item:
+                items[at] = items[at - 1]
+                at -= 1
+            items[at] = item
+        return
+    # A bit for each chosen item, read in order: faster than sorting many.
     for i in range(n):
         item = np.int64(_ITEM_BITS - (candidates[i] & _ITEM_BITS))
         chosen[item >> 6] |= ONE << np.uint64(item & 63)
@@ -330,7 +339,12 @@ def _largest_values(
     """Put the k largest values above 0, in no order, at the head of `candidates`; how many."""
     n = 0
     limit = np.float32(0)
-    for first in range(0, n_values, WORD):
+    n_first = min(n_values, len(candidates)) & ~(WORD - 1)
+    # Most of the first ones are above 0.
+    for at in range(n_first):
+        candidates[n] = (as_ordered(values[at]) << _HALF) | (_ITEM_BITS - np.uint64(items[at]))
+        n += int(values[at] > limit)
+    for first in range(n_first, n_values, WORD):
         above = which_are_above(values, first, n_values - first, limit)
         while above:
             i = first + np.int64(lowest_bit(above))
@@ -339,7 +353,7 @@ def _largest_values(
             if not values[i] > limit:
                 continue
             if n == len(candidates):
-                _put_largest_first(candidates, n, k)
+                put_largest_first(candidates, n, k)
                 n = k
                 # A value that is just the limit may belong to a lower item.
                 limit = np.nextafter(from_ordered(candidates[k - 1] >> _HALF), np.float32(0))
@@ -348,32 +362,34 @@ def _largest_values(
             candidates[n] = (as_ordered(values[i]) << _HALF) | (_ITEM_BITS - np.uint64(items[i]))
             n += 1
     if n > k:
-        _put_largest_first(candidates, n, k)
+        put_largest_first(candidates, n, k)
     return min(n, k)
 
 
 @njit(cache=True, nogil=True)
-def _put_largest_first(numbers: np.ndarray, n: int, k: int) -> None:
-    """Of the first n numbers the k largest to the front, the k-th last, by Hoare's selection."""
-    low, high, rank = 0, n - 1, k - 1
+def put_largest_first(numbers: np.ndarray, n: int, k: int) -> None:
+    """Of the first n numbers, all different, the k largest to the front, the k-th of them last."""
+    # Hoare's selection with Lomuto's partition, in which no branch depends on what is compared: a
+    # branch that goes either way costs more than the two stores it would save.
+    low, high = 0, n - 1
     while low < high:
-        pivot = numbers[(low + high) >> 1]
-        i, j = low, high
-        while i <= j:
-            while numbers[i] > pivot:
-                i += 1
-            while numbers[j] < pivot:
-                j -= 1
-            if i <= j:
-                numbers[i], numbers[j] = numbers[j], numbers[i]
-                i += 1
-                j -= 1
-        if rank <= j:
-            high = j
-        elif rank >= i:
-            low = i
-        else:
+        middle = (low + high) >> 1
+        pivot = numbers[middle]
+        numbers[middle] = numbers[high]
+        place = low
+        for i in range(low, high):
+            number = numbers[i]
+            numbers[i] = numbers[place]
+            numbers[place] = number
+            place += int(number > pivot)
+        numbers[high] = numbers[place]
+        numbers[place] = pivot
+        if place == k - 1:
             return
+        if place > k - 1:
+            high = place - 1
+        else:
+            low = place + 1
 
 
 def largest_of_rows(matrix: sp.csr_matrix, *, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -485,7 +501,7 @@ def best_by_history(
     lists = ScaledLists(
         items=np.full((n_users, k), NOTHING, dtype=np.int32),
         score=np.full((n_users, k), -np.inf),
-        parts=np.full((2, n_users, k), np.nan),
+        parts=np.full((len(models), n_users, k), np.nan),
         inverse_deviation=np.zeros((2, n_users)),
         mean=np.zeros((2, n_users)),
     )
@@ -524,7 +540,6 @@ def best_by_history(
     n = len(models)
     return replace(
         lists,
-        parts=lists.parts[:n],
         inverse_deviation=lists.inverse_deviation[:n],
         mean=lists.mean[:n],
     )
@@ -540,6 +555,7 @@ def _pair(
     nothing = replace(
         one,
         follows=sp.csr_matrix(one.follows.shape, dtype=np.float32),
+        knows_user=np.zeros(len(one.knows_user), dtype=bool),
         knows_item=np.zeros(len(one.knows_item), dtype=bool),
     )
     return models[0], (nothing, 0.0)
@@ -691,8 +707,8 @@ def _best(
     mean: np.ndarray,
 ) -> None:
     k = items.shape[1]
-    heap_value = np.empty(k)
-    heap_key = np.empty(k, dtype=np.int64)
+    best_value = np.empty(2 * k + WORD)
+    best_key = np.empty(2 * k + WORD, dtype=np.int64)
     n_one = one_knows_item.sum()
     n_two = two_knows_item.sum()
     for user in range(start, stop):
@@ -741,7 +757,7 @@ def _best(
         for i in range(n_touched if n_two else 0):
             is_known = two_knows_item[touched[i]]
             values[i] += w_two * ((two[i] - mean_two) * inverse_two) if is_known else 0.0
-        n_heap = 0
+        n = 0
         limit = -np.inf
         for first in range(0, n_touched, WORD):
             above = which_are_above(values, first, n_touched - first, limit)
@@ -750,24 +766,59 @@ def _best(
                 above &= above - ONE
                 item = touched[place]
                 if values[place] > limit and eligible[item] and not is_excluded[item]:
-                    # The item and its place in one number, which orders as the items do.
-                    key = (np.int64(item) << 32) | place
-                    n_heap = _push(values[place], key, heap_value, heap_key, n_heap)
-                    if n_heap == k:
+                    if n == len(best_value):
+                        _put_best_first(best_value, best_key, n, k)
+                        n = k
                         # One that is just as good may be a lower item.
-                        limit = np.nextafter(heap_value[0], -np.inf)
+                        limit = np.nextafter(best_value[k - 1], -np.inf)
+                        if not values[place] > limit:
+                            continue
+                    best_value[n] = values[place]
+                    # The item and its place in one number, which orders as the items do.
+                    best_key[n] = (np.int64(item) << 32) | place
+                    n += 1
         for at in range(exclude_indptr[user], exclude_indptr[user + 1]):
             is_excluded[exclude_items[at]] = False
-        _sort_best_first(heap_value, heap_key, n_heap)
-        for i in range(n_heap):
-            item = heap_key[i] >> 32
-            place = heap_key[i] & 0xFFFFFFFF
-            items[user, i] = item
-            score[user, i] = heap_value[i]
+        if n > k:
+            _put_best_first(best_value, best_key, n, k)
+            n = k
+        for i in range(n):
+            value, key = best_value[i], best_key[i]
+            # Counted, since sorting would branch: how many are better.
+            rank = 0
+            for j in range(n):
+                rank += (best_value[j] > value) | ((best_value[j] == value) & (best_key[j] < key))
+            item, place = key >> 32, key & 0xFFFFFFFF
+            items[user, rank] = item
+            score[user, rank] = value
             if one_knows_item[item] and one_knows_user[user]:
-                parts[0, user, i] = (one[place] - mean_one) * inverse_one
+                parts[0, user, rank] = (one[place] - mean_one) * inverse_one
             if two_knows_item[item] and two_knows_user[user]:
-                parts[1, user, i] = (two[place] - mean_two) * inverse_two
+                parts[1, user, rank] = (two[place] - mean_two) * inverse_two
+
+
+@njit(cache=True, nogil=True)
+def _put_best_first(values: np.ndarray, keys: np.ndarray, n: int, k: int) -> None:
+    """As put_largest_first, of pairs: by value, ties by the lower key."""
+    low, high = 0, n - 1
+    while low < high:
+        middle = (low + high) >> 1
+        pivot, key_of_pivot = values[middle], keys[middle]
+        values[middle], keys[middle] = values[high], keys[high]
+        place = low
+        for i in range(low, high):
+            value, key = values[i], keys[i]
+            values[i], keys[i] = values[place], keys[place]
+            values[place], keys[place] = value, key
+            place += (value > pivot) | ((value == pivot) & (key < key_of_pivot))
+        values[high], keys[high] = values[place], keys[place]
+        values[place], keys[place] = pivot, key_of_pivot
+        if place == k - 1:
+            return
+        if place > k - 1:
+            high = place - 1
+        else:
+            low = place + 1
 
 
 def z_of_pairs(model: ItemItemModel, items: np.ndarray) -> np.ndarray:

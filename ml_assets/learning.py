@@ -1,14 +1,17 @@
 """What models have in common when they learn: the matrix, its degrees, what must be there first."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from numba import njit
 
-from ml_assets.item_item import ItemItemModel
+from ml_assets.bits import as_ordered
+from ml_assets.item_item import ItemItemModel, put_largest_first
 from ml_assets.signal_matrix import CannotFitError, SignalMatrix, TooLittleDataError
+from ml_assets.threads import over_blocks
 
 
 class TooMuchMemoryError(CannotFitError):
@@ -70,6 +73,81 @@ def taste_of(name: str, signals: SignalMatrix) -> Taste:
     )
 
 
+def at_most(signals: SignalMatrix, n: int) -> SignalMatrix:
+    """The n products of each user that count most in their history; all with n = 0.
+
+    Of equal ones those are kept that a number made of the row and the column puts first: as good
+    as a draw for each user, and the same each time. By popularity, the rare products of users
+    with much history would be lost to all of them.
+    """
+    history = signals.history
+    n_each = np.diff(history.indptr)
+    longest = n_each.max(initial=0)
+    if n == 0 or longest <= n:
+        return signals
+    indptr = np.concatenate([[0], np.cumsum(np.minimum(n_each, n))]).astype(np.int32)
+    kept = np.empty(indptr[-1], dtype=np.int32)
+
+    def work(start: int, stop: int, numbers: np.ndarray) -> None:
+        _most(start, stop, history.indptr, history.indices, history.data, n, numbers, indptr, kept)
+
+    for _ in over_blocks(
+        work, len(n_each), rows_per_block=4096, scratch=lambda: np.empty(longest, np.uint64)
+    ):
+        pass
+    indices = history.indices[kept]
+    weights, history = (
+        sp.csr_matrix((each.data[kept], indices, indptr), shape=each.shape)
+        for each in (signals.weights, history)
+    )
+    return replace(signals, weights=weights, history=history, kinds=signals.kinds[kept])
+
+
+_LOWER_HALF = np.uint64(0xFFFFFFFF)
+
+
+@njit(cache=True, nogil=True)
+def _by_weight(user: int, item: int, weight: float) -> np.uint64:
+    """A number that orders a user's products by weight, ties as if by chance, none alike."""
+    # The upper half is the weight, the lower one MurmurHash3's last step (Appleby), by which no
+    # two products of a user come to the same.
+    mixed = (np.uint64(user) * np.uint64(0x9E3779B9) ^ np.uint64(item)) & _LOWER_HALF
+    mixed ^= mixed >> np.uint64(16)
+    mixed = mixed * np.uint64(0x85EBCA6B) & _LOWER_HALF
+    mixed ^= mixed >> np.uint64(13)
+    mixed = mixed * np.uint64(0xC2B2AE35) & _LOWER_HALF
+    mixed ^= mixed >> np.uint64(16)
+    return (as_ordered(weight) << np.uint64(32)) | mixed
+
+
+@njit(cache=True, nogil=True)
+def _most(
+    start: int,
+    stop: int,
+    indptr: np.ndarray,
+    items: np.ndarray,
+    weights: np.ndarray,
+    n: int,
+    numbers: np.ndarray,
+    kept_indptr: np.ndarray,
+    kept: np.ndarray,
+) -> None:
+    """Where the n entries of each row are that count most, in the order of the row."""
+    for user in range(start, stop):
+        begin, end, place = indptr[user], indptr[user + 1], kept_indptr[user]
+        if end - begin <= n:
+            for at in range(begin, end):
+                kept[place + at - begin] = at
+            continue
+        for at in range(begin, end):
+            numbers[at - begin] = _by_weight(user, items[at], weights[at])
+        put_largest_first(numbers, end - begin, n)
+        for at in range(begin, end):
+            if _by_weight(user, items[at], weights[at]) >= numbers[n - 1]:
+                kept[place] = at
+                place += 1
+
+
 def history_of(signals: SignalMatrix) -> sp.csr_matrix:
     """What item-item models score from: `(n_users, n_items)` float32."""
     return square_root(signals.history)
@@ -90,6 +168,12 @@ def square_root(matrix: sp.csr_matrix) -> sp.csr_matrix:
     return sp.csr_matrix((np.sqrt(matrix.data), matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
+def scaled_rows(matrix: sp.csr_matrix, scale: np.ndarray) -> sp.csr_matrix:
+    """`diag(scale) matrix`, in the matrix's type."""
+    data = matrix.data * np.repeat(scale, np.diff(matrix.indptr))
+    return sp.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
 def power(numbers: np.ndarray, exponent: float) -> np.ndarray:
     """0 stays 0, whatever the exponent."""
     return np.power(numbers, exponent, out=np.zeros_like(numbers), where=numbers > 0)
@@ -102,7 +186,7 @@ def require_two(name: str, training: sp.csr_matrix) -> None:
         TooLittleDataError: saying how many there are.
     """
     n_users = int((np.diff(training.indptr) > 0).sum())
-    n_items = len(np.unique(training.indices))
+    n_items = np.count_nonzero(np.bincount(training.indices, minlength=training.shape[1]))
     if n_users < 2 or n_items < 2:
         raise TooLittleDataError(
             f"{name} needs two users and two products with signals, and got {n_users} and {n_items}"

@@ -20,6 +20,7 @@ SETTINGS = {
     "source_power": 0.4,
     "target_power": 0.4,
     "shrinkage": 5.0,
+    "history_cap": 0,
     "filter_user_power": 0.1,
     "filter_item_power": 0.45,
     "filter_source_power": 0.1,

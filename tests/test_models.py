@@ -9,13 +9,16 @@ import polars as pl
 import pytest
 import scipy.sparse as sp
 from frames_for_tests import SETTINGS, checkerboard, signals_of
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 from polars.testing import assert_series_equal
 from references import history_scores, inner_products
 
 from ml_assets import content, graph_filters, linear_models, threads
 from ml_assets.content import product_vectors, text_neighbours, tfidf
 from ml_assets.item_item import ItemItemModel
-from ml_assets.learning import TooMuchMemoryError
+from ml_assets.learning import TooMuchMemoryError, at_most
 from ml_assets.models import (
     MODELS,
     als_user_factors,
@@ -256,7 +259,11 @@ LARGE = {
 @pytest.mark.parametrize(
     ("name", "settings"),
     [(name, {}) for name in LEARNERS]
-    + [("als", {"regularization_power": 0.5}), ("item_knn", {"knn_weighting": "tfidf"})],
+    + [
+        ("als", {"regularization_power": 0.5}),
+        ("item_knn", {"knn_weighting": "tfidf"}),
+        ("item_item", {"history_cap": 20}),
+    ],
 )
 def test_a_model_takes_no_more_memory_than_it_asks_for(name, settings, large, monkeypatch):
     n_users, n_items, n_each, more = LARGE[large]
@@ -382,6 +389,94 @@ def test_the_item_item_model_keeps_as_many_neighbours_as_it_is_told():
     model = fit_model("item_item", matrix, settings={**SETTINGS, "neighbours": 2}, seed=0)
 
     assert set(np.diff(model.follows.indptr)) == {2}
+
+
+def small_shop(seed, n_users=7, n_items=12):
+    """Users with any number of products; weights with many ties; one user is an outlier."""
+    rng = np.random.default_rng(seed)
+    wanted = (rng.random((n_users, n_items)) < 0.6) * rng.integers(1, 4, (n_users, n_items))
+    history = sp.csr_matrix(wanted.astype(np.float32))
+    fades = rng.choice([0.5, 1.0], history.nnz).astype(np.float32)
+    today = sp.csr_matrix((history.data * fades, history.indices, history.indptr), history.shape)
+    return SignalMatrix(
+        user_ids=pl.Series("user_id", range(n_users)),
+        product_ids=pl.Series("product_id", range(n_items)),
+        weights=today,
+        history=history,
+        kinds=rng.integers(0, 3, history.nnz).astype(np.int8),
+        trains_on_user=np.arange(n_users) > 0,
+    )
+
+
+def largest_by_hand(history, n):
+    """Which entries are kept, as a mask; ties by the mixed bits of row and column."""
+    kept = np.zeros(history.shape, bool)
+    for user, row in enumerate(history):
+
+        def by_weight(item, row=row, user=user):
+            mixed = (user * 0x9E3779B9 ^ int(item)) % 2**32
+            mixed = (mixed ^ mixed >> 16) * 0x85EBCA6B % 2**32
+            mixed = (mixed ^ mixed >> 13) * 0xC2B2AE35 % 2**32
+            return -row[item], -(mixed ^ mixed >> 16)
+
+        kept[user, sorted(np.flatnonzero(row), key=by_weight)[:n]] = True
+    return kept
+
+
+@examples(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 100_000), n=st.integers(1, 12))
+def test_the_most_of_a_history_are_those_of_a_full_sort(seed, n):
+    shop = small_shop(seed)
+
+    found = at_most(shop, n)
+
+    kept = largest_by_hand(shop.history.toarray(), n)
+    assert (found.history.toarray() == shop.history.toarray() * kept).all()
+    assert (found.weights.toarray() == shop.weights.toarray() * kept).all()
+    assert (found.kinds == shop.kinds[kept[shop.history.nonzero()]]).all()
+    assert found.history.has_sorted_indices and found.history.indices.dtype == np.int32
+
+
+@examples(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 100_000), n=st.integers(2, 12))
+def test_a_capped_item_item_model_is_that_of_users_who_have_no_more(seed, n):
+    shop, capped = small_shop(seed), {**SETTINGS, "history_cap": n}
+
+    model = fit_model("item_item", shop, settings=capped, seed=0)
+
+    learned = at_most(shop, n)
+    h = np.sqrt(learned.training_history.toarray().astype(float))
+    today = learned.training.toarray().astype(float)
+    p, q, r = (SETTINGS[f"{which}_power"] for which in ("user", "source", "target"))
+    known = h.sum(axis=0) > 0
+    d_user = np.maximum(h.sum(axis=1), 1e-9)
+    d_item = h.sum(axis=0) / h[h > 0].mean() + SETTINGS["shrinkage"]
+    left = today.sum(axis=0) / np.where(known, np.square(h).sum(axis=0), 1)
+    follows = (h * d_user[:, None] ** -p).T @ today
+    np.fill_diagonal(follows, 0)
+    expected = d_item[:, None] ** -q * follows * (d_item**-r * left)
+    np.testing.assert_allclose(model.follows.toarray(), expected, rtol=1e-5, atol=1e-9)
+    assert (model.knows_item == known).all()
+    # Everyone is scored by all they have.
+    assert (model.history.toarray() == np.sqrt(shop.history.toarray())).all()
+
+
+@pytest.mark.parametrize("cap", [0, 12, 1000])
+def test_a_cap_that_nobody_reaches_changes_nothing(cap):
+    shop = small_shop(3)
+
+    assert at_most(shop, cap) is shop
+
+
+def test_capped_histories_are_the_same_on_any_number_of_threads(monkeypatch):
+    shop, found = shop_of(10_000, 50, 30), []
+
+    for n_threads in (1, 2):
+        monkeypatch.setattr(threads, "n_threads", lambda n=n_threads: n)
+        found.append(at_most(shop, 7))
+
+    assert (found[0].history != found[1].history).nnz == 0
+    assert np.diff(found[0].history.indptr).max() == 7
 
 
 def test_what_goes_out_of_season_is_proposed_less():
