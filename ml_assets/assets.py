@@ -451,18 +451,19 @@ def lists(
     _, as_of = _days(warehouse)
     with warehouse.connect() as connection:
         table = _read_all(connection)
+        # Popped: the tables of millions of rows are given back before lists take their memory.
         matrix = build_signal_matrix(
-            table["marts.signals"],
+            table.pop("marts.signals"),
             user_ids=table["marts.users"]["user_id"],
             product_ids=table["marts.products"]["product_id"],
         )
         hybrid = hybrid_of(
             matrix,
-            user_factors=table["ml.user_factors"],
-            item_factors=table["ml.item_factors"],
-            item_neighbours=table["ml.item_neighbours"],
-            vectors=table["ml.product_vectors"],
-            content_neighbours=table["ml.content_neighbours"],
+            user_factors=table.pop("ml.user_factors"),
+            item_factors=table.pop("ml.item_factors"),
+            item_neighbours=table.pop("ml.item_neighbours"),
+            vectors=table.pop("ml.product_vectors"),
+            content_neighbours=table.pop("ml.content_neighbours"),
             w_cf=settings.w_cf,
             w_content=settings.w_content,
         )
