@@ -27,7 +27,7 @@ from ml_assets.threads import n_threads
 OURS = "recmart item_item"
 FEW = 20
 # As fast as it goes with lists that are still better than those of the rivals.
-FASTEST = {"neighbours": 10, "history_cap": 20}
+FASTEST = {"neighbours": 5, "history_cap": 20}
 SCIPY = "the same model, scipy product + argpartition"
 COLUMNS = ("training, seconds", "scoring, seconds", f"NDCG@{K}", f"Recall@{K}")
 # Users of one sparse product. Only its entries are partitioned: dense rows took ten times as long.

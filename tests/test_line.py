@@ -763,6 +763,7 @@ def test_a_negative_weight_stops_the_run_before_dbt_sees_it(tmp_path, monkeypatc
         {"filter_degree": 0},
         {"ease_regularization": 0.0},
         {"memory_megabytes": 0},
+        {"history_cap": -1},
         {"similar_w_content": 1.5},
         {"ensemble": {"als": 1.0}},
         {"ensemble": {"gf_cf": 0.0}},
