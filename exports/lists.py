@@ -136,14 +136,7 @@ _ROWS = {
 }
 
 KINDS = tuple(_ROWS)
-# Where the lists of users come from: the tables that grow with them.
-TABLES_OF_USERS = {
-    "user": "serving.recommendations",
-    "again": "serving.buy_again",
-    "anchor": "serving.anchors",
-    "bought": "serving.bought",
-}
-KINDS_OF_USERS = tuple(TABLES_OF_USERS)
+KINDS_OF_USERS = ("user", "again", "anchor", "bought")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,19 +150,15 @@ class Recommendation:
     reason: str | None
 
 
-def rows_sql(
-    kind: str, *, has_versions: bool, condition: str = "true", is_stretch: bool = False
-) -> str:
+def rows_sql(kind: str, *, has_versions: bool, condition: str = "true") -> str:
     """Select the rows of lists of a kind, unordered.
 
     Columns: list_id, rank, product_id, score_millionths, score_text, source, reason. A score is a
     number of millionths, or, if it is tiny or huge, the text (`published_score` puts it together).
-    With has_versions the statement takes the parameter $version, or, with is_stretch, $first_row
-    and $last_row: the rowids between which there is nothing else. The condition is on list_id and
+    With has_versions the statement takes the parameter $version. The condition is on list_id and
     rank; here and not around the statement, so that texts are only made of rows that are wanted.
     """
-    scope = "rowid between $first_row and $last_row" if is_stretch else "version = $version"
-    rows = _ROWS[kind].format(scope=scope if has_versions else "true")
+    rows = _ROWS[kind].format(scope="version = $version" if has_versions else "true")
     return f"""
         select
             list_id, rank, product_id,

@@ -27,17 +27,17 @@ from exports.lists import DECIMALS
 _LISTS_PER_COMMAND = 50
 
 # A value is {"items":[[product,score,position],...],"why":[[source,reason],...]}: see lists.py.
-_VALUE_START = np.frombuffer(b'{"items":', dtype=np.uint8)
-_VALUE_MIDDLE = np.frombuffer(b'],"why":', dtype=np.uint8)
+_VALUE_START = np.frombuffer(b'{"items":[', dtype=np.uint8)
+_VALUE_MIDDLE = np.frombuffer(b'],"why":[', dtype=np.uint8)
 _VALUE_END = np.frombuffer(b"]}\r\n", dtype=np.uint8)
 _NULL = np.frombuffer(b"null", dtype=np.uint8)
 _LINE_END = np.frombuffer(b"\r\n", dtype=np.uint8)
+_PAIRS = np.frombuffer(b"".join(b"%02d" % number for number in range(100)), dtype=np.uint8)
 _HEX = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
 _COUNT, _LENGTH, _MINUS, _ZERO, _POINT = (np.uint8(ord(mark)) for mark in "*$-0.")
 _QUOTE, _BACKSLASH, _COMMA, _OPEN, _CLOSE = (np.uint8(ord(mark)) for mark in '"\\,[]')
 _FIRST_PRINTABLE = 0x20
-_HUNDRED, _MILLION = np.uint64(100), np.uint64(10**DECIMALS)
-_SIX_ZEROS = np.uint64(int.from_bytes(b"0" * DECIMALS, "little"))
+_MILLION = 10**DECIMALS
 
 # JSON writes a control character with six bytes: \u001f.
 _MOST_BYTES_PER_BYTE = 6
@@ -141,15 +141,13 @@ class Writer:
         if most > len(self._out):
             # Only what is written takes memory.
             self._out = np.empty(most, dtype=np.uint8)
-        most_rows = np.diff(ends).max()
         n_bytes = _write(
             self._out,
             head,
             ends,
             *texts,
             _numbers(rows.column("score_millionths")),
-            np.empty(most_rows, dtype=np.int64),
-            np.empty(most_rows, dtype=np.uint64),
+            np.empty(np.diff(ends).max(), dtype=np.int64),
         )
         return Commands(self._out.data[:n_bytes], n_commands, len(lists))
 
@@ -207,7 +205,6 @@ _WORD = 8
 _ALL_BITS = np.uint64(0xFFFFFFFFFFFFFFFF)
 _EACH_BYTE = np.uint64(0x0101010101010101)
 _HIGH_BITS = np.uint64(0x8080808080808080)
-_ONE_BYTE, _TWO_BYTES, _FOUR_BYTES = np.uint64(8), np.uint64(16), np.uint64(32)
 
 
 @intrinsic
@@ -291,7 +288,6 @@ def _write(
     reasons: _Text,
     millionths: np.ndarray,
     why_rows: np.ndarray,
-    why_ends: np.ndarray,
 ) -> int:
     """Write the commands of the lists ends[0]:ends[1], ends[1]:ends[2], ...; the bytes written."""
     n_lists = len(ends) - 1
@@ -322,7 +318,6 @@ def _write(
             reasons,
             millionths,
             why_rows,
-            why_ends,
         )
         n_bytes = end - begin - 2
         found = _n_digits(n_bytes)
@@ -348,28 +343,24 @@ def _put_value(
     reasons: _Text,
     millionths: np.ndarray,
     why_rows: np.ndarray,
-    why_ends: np.ndarray,
 ) -> int:
     n_whys = 0
     at = _put(out, at, _VALUE_START, 0, len(_VALUE_START))
-    # Each item and each why begins with a comma; that of the first becomes a bracket.
-    first = at
     for row in range(start, end):
-        end_of_reason = _last_word(reasons, row)
         position = 0
         while position < n_whys and not (
-            why_ends[position] == end_of_reason
-            and _is_same(reasons, row, why_rows[position])
+            _is_same(reasons, row, why_rows[position])
             and _is_same(sources, row, why_rows[position])
         ):
             position += 1
         if position == n_whys:
             why_rows[n_whys] = row
-            why_ends[n_whys] = end_of_reason
             n_whys += 1
-        out[at] = _COMMA
-        out[at + 1] = _OPEN
-        at = _put_json(out, at + 2, products, row)
+        if row > start:
+            out[at] = _COMMA
+            at += 1
+        out[at] = _OPEN
+        at = _put_json(out, at + 1, products, row)
         out[at] = _COMMA
         if _is_there(score_texts, row):
             offsets, data, _, _ = score_texts
@@ -380,18 +371,17 @@ def _put_value(
         at = _put_number(out, at + 1, position)
         out[at] = _CLOSE
         at += 1
-    out[first] = _OPEN
     at = _put(out, at, _VALUE_MIDDLE, 0, len(_VALUE_MIDDLE))
-    first = at
     for position in range(n_whys):
-        out[at] = _COMMA
-        out[at + 1] = _OPEN
-        at = _put_json(out, at + 2, sources, why_rows[position])
+        if position > 0:
+            out[at] = _COMMA
+            at += 1
+        out[at] = _OPEN
+        at = _put_json(out, at + 1, sources, why_rows[position])
         out[at] = _COMMA
         at = _put_json(out, at + 1, reasons, why_rows[position])
         out[at] = _CLOSE
         at += 1
-    out[first] = _OPEN
     return _put(out, at, _VALUE_END, 0, len(_VALUE_END))
 
 
@@ -413,14 +403,6 @@ def _is_same(texts: _Text, row: int, other: int) -> bool:
     if n_bytes == 0:
         return _is_there(texts, row) == _is_there(texts, other)
     return _are_equal(data, start, other_start, n_bytes)
-
-
-@_inlined
-def _last_word(texts: _Text, row: int) -> np.uint64:
-    """Nearly always another one for another text, and the same for the same."""
-    offsets, data, _, _ = texts
-    start, end = offsets[row], offsets[row + 1]
-    return _word_at(data, end - _WORD) if end - start >= _WORD else np.uint64(end - start)
 
 
 @_inlined
@@ -514,19 +496,16 @@ def _put_millionths(out: np.ndarray, at: int, millionths: int) -> int:
         millionths = -millionths
     # Unsigned: signed division takes a branch more for Python's rounding.
     number = np.uint64(millionths)
-    whole = number // _MILLION
+    whole = number // np.uint64(_MILLION)
     at = _put_number(out, at, whole)
-    part = number - whole * _MILLION
-    # Three pairs of digits, 16 bits apart, then all tens and all ones at once: 103 / 1024 is a
-    # tenth for what is below 100. The first digit is in the lowest byte, which is stored first.
-    high = part // _HUNDRED
-    first = high // _HUNDRED
-    pairs = (
-        first | (high - first * _HUNDRED) << _TWO_BYTES | (part - high * _HUNDRED) << _FOUR_BYTES
-    )
-    tens = (pairs * np.uint64(103) >> np.uint64(10)) & np.uint64(0x000F000F000F)
-    digits = tens | (pairs - tens * np.uint64(10)) << _ONE_BYTE
-    _put_word(out, at, (digits | _SIX_ZEROS) << _ONE_BYTE | np.uint64(_POINT))
+    out[at] = _POINT
+    part = np.uint32(number - whole * np.uint64(_MILLION))
+    for place in range(at + DECIMALS - 1, at, -2):
+        rest = part // np.uint32(100)
+        pair = 2 * (part - np.uint32(100) * rest)
+        out[place] = _PAIRS[pair]
+        out[place + 1] = _PAIRS[pair + 1]
+        part = rest
     return at + 1 + DECIMALS
 
 

@@ -49,7 +49,6 @@ from exports.lists import (
     KINDS,
     KINDS_OF_USERS,
     POINTER,
-    TABLES_OF_USERS,
     decode,
     key,
     manifest_key,
@@ -374,39 +373,16 @@ def _fetch(
     is_sorted: bool,
 ) -> Iterator[pa.RecordBatch]:
     """The rows of all lists, or of those with the ids, sorted by list and rank or as stored."""
+    parameters: dict[str, object] = {"version": version}
+    condition = "true"
+    if ids is not None:
+        condition = "list_id in (select unnest($ids))"
+        parameters["ids"] = ids
+    rows = rows_sql(kind, has_versions=True, condition=condition)
+    if is_sorted:
+        rows = f"select * from ({rows}) order by list_id, rank"
     with connection.cursor() as cursor:
-        # So that rows stay where they are found.
-        cursor.begin()
-        stretch = _stretch(cursor, version, kind)
-        parameters: dict[str, object] = stretch or {"version": version}
-        condition = "true"
-        if ids is not None:
-            condition = "list_id in (select unnest($ids))"
-            parameters["ids"] = ids
-        rows = rows_sql(
-            kind, has_versions=True, condition=condition, is_stretch=stretch is not None
-        )
-        if is_sorted:
-            rows = f"select * from ({rows}) order by list_id, rank"
         yield from cursor.sql(rows, params=parameters).to_arrow_reader(_ROWS_PER_BATCH)
-
-
-def _stretch(
-    cursor: duckdb.DuckDBPyConnection, version: str, kind: str
-) -> dict[str, object] | None:
-    """Between which rowids a version's rows lie, None if others lie between them.
-
-    They were inserted at once. To ask each row for its version is a tenth of the time it takes to
-    read the row.
-    """
-    if kind not in TABLES_OF_USERS:
-        return None
-    ((first, last, n),) = cursor.execute(
-        f"select min(rowid), max(rowid), count(*) from {TABLES_OF_USERS[kind]} "
-        "where version = $version",
-        {"version": version},
-    ).fetchall()
-    return {"first_row": first, "last_row": last} if n and n == last - first + 1 else None
 
 
 def _send_lists(

@@ -198,20 +198,6 @@ def test_rows_that_are_not_stored_in_order_arrive_in_order(warehouse, client, re
     assert redis_lists(client, version) == table_lists(warehouse, version)
 
 
-def test_rows_of_another_version_between_those_to_load_are_left_out(warehouse, client, redis_url):
-    version = stage(warehouse)
-    make_shop(warehouse, taste=1)
-    stage(warehouse)
-    warehouse.execute(
-        "create or replace table serving.recommendations as "
-        "select * from serving.recommendations order by user_id, rank, version"
-    )
-
-    load(warehouse, version, redis_url)
-
-    assert redis_lists(client, version) == table_lists(warehouse, version)
-
-
 TEXTS = st.text(max_size=12) | st.sampled_from(
     ['"\\\x1f/', "eight888", 'seven77"', "\x00" * 9, "é" * 8]
 )
