@@ -12,10 +12,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-
-# Numba looks for it at a first call, and numpy imports it late: in two threads at once that fails
-# ("maximum recursion depth exceeded").
-import numpy.ma
 import pyarrow as pa
 from llvmlite import ir
 from numba import njit, types
@@ -47,19 +43,8 @@ _MOST_BYTES_PER_LIST = 80
 
 
 @dataclass(frozen=True)
-class Lists:
-    """Rows that hold whole lists, and where each of these starts; from ends[-1] on they do not."""
-
-    rows: pa.RecordBatch
-    ends: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.ends) - 1
-
-
-@dataclass(frozen=True)
 class Commands:
-    """Bytes to send, and how many replies they get. Valid until the writer makes the next ones."""
+    """Bytes to send, and how many replies they get. Valid until the next ones are made."""
 
     content: memoryview
     n_commands: int
@@ -74,26 +59,13 @@ def to_commands(batches: Iterable[pa.RecordBatch], key: str) -> Iterator[Command
     """HSETs that put the lists into the hash `key`, a field each, in the order of the rows.
 
     Args:
-        batches: See `whole_lists`.
+        batches: The columns of `lists.rows_sql`, ordered by list and rank over all batches.
         key: The hash.
 
     Raises:
         OutOfOrder: if a row should stand before the one it follows.
     """
-    writer = Writer()
-    for lists in whole_lists(batches):
-        yield writer.write(lists, key)
-
-
-def whole_lists(batches: Iterable[pa.RecordBatch]) -> Iterator[Lists]:
-    """The same rows, cut where lists end.
-
-    Args:
-        batches: The columns of `lists.rows_sql`, ordered by list and rank over all batches.
-
-    Raises:
-        OutOfOrder: if a row should stand before the one it follows.
-    """
+    writer = _Writer(key)
     rest: pa.RecordBatch | None = None
     for batch in batches:
         if batch.num_rows == 0:
@@ -106,50 +78,47 @@ def whole_lists(batches: Iterable[pa.RecordBatch]) -> Iterator[Lists]:
             if len(starts) == 1:
                 rest = first
                 continue
-            yield _all_of(first)
+            yield writer.write(first, _starts_of_lists(first), n_left=0)
             starts = starts[1:]
         if len(starts) > 1:
-            yield Lists(batch, starts)
+            yield writer.write(batch, starts, n_left=1)
         rest = batch.slice(int(starts[-1]))
     if rest is not None:
-        yield _all_of(rest)
+        yield writer.write(rest, _starts_of_lists(rest), n_left=0)
 
 
-def _all_of(rows: pa.RecordBatch) -> Lists:
-    return Lists(rows, np.append(_starts_of_lists(rows), rows.num_rows))
-
-
-class Writer:
-    """Makes commands, each time in the same memory."""
-
-    def __init__(self) -> None:
+class _Writer:
+    def __init__(self, key: str) -> None:
+        name = key.encode()
+        self._head = np.frombuffer(
+            b"\r\n$4\r\nHSET\r\n$%d\r\n%s\r\n" % (len(name), name), dtype=np.uint8
+        )
         self._out = np.empty(0, dtype=np.uint8)
 
-    def write(self, lists: Lists, key: str) -> Commands:
-        """HSETs that put the lists into the hash `key`."""
-        rows, ends = lists.rows, lists.ends
-        name = key.encode()
-        head = np.frombuffer(b"\r\n$4\r\nHSET\r\n$%d\r\n%s\r\n" % (len(name), name), dtype=np.uint8)
-        n_commands = -(-len(lists) // _LISTS_PER_COMMAND)
+    def write(self, rows: pa.RecordBatch, starts: np.ndarray, *, n_left: int) -> Commands:
+        """Commands of the lists that start at `starts`, but for the last n_left of them."""
+        ends = np.append(starts, rows.num_rows)[: len(starts) - n_left + 1]
+        n_lists = len(ends) - 1
+        n_commands = -(-n_lists // _LISTS_PER_COMMAND)
         texts = [_text(rows.column(name)) for name in _TEXTS]
         most = (
             _MOST_BYTES_PER_BYTE * sum(int(text[0][-1] - text[0][0]) for text in texts)
             + rows.num_rows * _MOST_BYTES_PER_ROW
-            + len(lists) * _MOST_BYTES_PER_LIST
-            + n_commands * (len(head) + 20)
+            + n_lists * _MOST_BYTES_PER_LIST
+            + n_commands * (len(self._head) + 20)
         )
         if most > len(self._out):
             # Only what is written takes memory.
             self._out = np.empty(most, dtype=np.uint8)
         n_bytes = _write(
             self._out,
-            head,
+            self._head,
             ends,
             *texts,
             _numbers(rows.column("score_millionths")),
             np.empty(np.diff(ends).max(), dtype=np.int64),
         )
-        return Commands(self._out.data[:n_bytes], n_commands, len(lists))
+        return Commands(self._out.data[:n_bytes], n_commands, n_lists)
 
 
 # Without numba's counting of references, which takes more time than all the rest: nothing here

@@ -58,6 +58,7 @@ def warehouse():
 def in_small_buffers(monkeypatch):
     """A few lists a buffer, so that a small shop takes several."""
     monkeypatch.setattr(redis_load, "_ROWS_PER_BATCH", 30)
+    monkeypatch.setattr(redis_load, "_LISTS_PER_RANGE", 5)
 
 
 def load(warehouse, version, redis_url, *, ttl_seconds=HOUR, progress=None):
