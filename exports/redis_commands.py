@@ -12,6 +12,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+
+# Numba looks for it at a first call, and numpy imports it late: in two threads at once that fails
+# ("maximum recursion depth exceeded").
+import numpy.ma
 import pyarrow as pa
 from llvmlite import ir
 from numba import njit, types
