@@ -203,53 +203,19 @@ def _largest_of_block(
         n_found[source] = n
 
 
-@njit(cache=True, nogil=True)
-def _push(
-    value: float, item: int, heap_value: np.ndarray, heap_item: np.ndarray, n_heap: int
-) -> int:
-    """Offer an item to a heap of the best; its root is the worst: lowest value, highest item."""
-    k = len(heap_value)
-    if n_heap < k:
-        at = n_heap
-        n_heap += 1
-        while at > 0:
-            parent = (at - 1) >> 1
-            if heap_value[parent] < value or (
-                heap_value[parent] == value and heap_item[parent] > item
-            ):
-                break
-            heap_value[at] = heap_value[parent]
-            heap_item[at] = heap_item[parent]
-            at = parent
-        heap_value[at] = value
-        heap_item[at] = item
-        return n_heap
-    if value < heap_value[0] or (value == heap_value[0] and item > heap_item[0]):
-        return n_heap
-    at = 0
-    while True:
-        child = 2 * at + 1
-        if child >= k:
-            break
-        other = child + 1
-        if other < k and (
-            heap_value[other] < heap_value[child]
-            or (heap_value[other] == heap_value[child] and heap_item[other] > heap_item[child])
-        ):
-            child = other
-        if heap_value[child] > value or (heap_value[child] == value and heap_item[child] < item):
-            break
-        heap_value[at] = heap_value[child]
-        heap_item[at] = heap_item[child]
-        at = child
-    heap_value[at] = value
-    heap_item[at] = item
-    return n_heap
-
-
 # A candidate in one number that orders as candidates do: by value, ties by the lower item.
 _ITEM_BITS = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _candidate(value: float, item: int) -> np.uint64:
+    return (as_ordered(value) << _HALF) | (_ITEM_BITS - np.uint64(item))
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _item_of(candidate: np.uint64) -> np.int64:
+    return np.int64(_ITEM_BITS - (candidate & _ITEM_BITS))
 
 
 @njit(cache=True, nogil=True)
@@ -296,7 +262,7 @@ def _nearest(
             total[item] = 0
         n = _largest_values(values, touched, n_touched, k, candidates)
         for i in range(n):
-            item = np.int64(_ITEM_BITS - (candidates[i] & _ITEM_BITS))
+            item = _item_of(candidates[i])
             total[item] = from_ordered(candidates[i] >> _HALF) * source_scale[source]
         _put_ascending(candidates, n, chosen, index[source])
         for i in range(n):
@@ -311,7 +277,7 @@ def _put_ascending(candidates: np.ndarray, n: int, chosen: np.ndarray, items: np
     """The items of the first n candidates in order, the row's last places left alone."""
     if n * n < len(chosen):
         for i in range(n):
-            item = np.int64(_ITEM_BITS - (candidates[i] & _ITEM_BITS))
+            item = _item_of(candidates[i])
             at = i
             while at > 0 and items[at - 1] > item:
                 items[at] = items[at - 1]
@@ -320,7 +286,7 @@ def _put_ascending(candidates: np.ndarray, n: int, chosen: np.ndarray, items: np
         return
     # A bit for each chosen item, read in order: faster than sorting many.
     for i in range(n):
-        item = np.int64(_ITEM_BITS - (candidates[i] & _ITEM_BITS))
+        item = _item_of(candidates[i])
         chosen[item >> 6] |= ONE << np.uint64(item & 63)
     n_placed = 0
     for word in range(len(chosen)):
@@ -342,7 +308,7 @@ def _largest_values(
     n_first = min(n_values, len(candidates)) & ~(WORD - 1)
     # Most of the first ones are above 0.
     for at in range(n_first):
-        candidates[n] = (as_ordered(values[at]) << _HALF) | (_ITEM_BITS - np.uint64(items[at]))
+        candidates[n] = _candidate(values[at], items[at])
         n += int(values[at] > limit)
     for first in range(n_first, n_values, WORD):
         above = which_are_above(values, first, n_values - first, limit)
@@ -359,7 +325,7 @@ def _largest_values(
                 limit = np.nextafter(from_ordered(candidates[k - 1] >> _HALF), np.float32(0))
                 if not values[i] > limit:
                     continue
-            candidates[n] = (as_ordered(values[i]) << _HALF) | (_ITEM_BITS - np.uint64(items[i]))
+            candidates[n] = _candidate(values[i], items[i])
             n += 1
     if n > k:
         put_largest_first(candidates, n, k)
@@ -367,29 +333,57 @@ def _largest_values(
 
 
 @njit(cache=True, nogil=True)
-def put_largest_first(numbers: np.ndarray, n: int, k: int) -> None:
-    """Of the first n numbers, all different, the k largest to the front, the k-th of them last."""
+def put_largest_first(values: np.ndarray, n: int, k: int, keys: np.ndarray | None = None) -> None:
+    """Of the first n values the k largest to the front, the k-th of them last.
+
+    Values are all different, or have keys, which move with them: of equal ones the lower key is
+    taken for the larger.
+    """
     # Hoare's selection with Lomuto's partition, in which no branch depends on what is compared: a
-    # branch that goes either way costs more than the two stores it would save.
+    # branch that goes either way costs more than the two stores it would save. Whether there are
+    # keys is known when it is compiled.
     low, high = 0, n - 1
     while low < high:
         middle = (low + high) >> 1
-        pivot = numbers[middle]
-        numbers[middle] = numbers[high]
+        pivot = values[middle]
+        values[middle] = values[high]
+        if keys is not None:
+            key_of_pivot = keys[middle]
+            keys[middle] = keys[high]
         place = low
         for i in range(low, high):
-            number = numbers[i]
-            numbers[i] = numbers[place]
-            numbers[place] = number
-            place += int(number > pivot)
-        numbers[high] = numbers[place]
-        numbers[place] = pivot
+            value = values[i]
+            values[i] = values[place]
+            values[place] = value
+            is_larger = value > pivot
+            if keys is not None:
+                key = keys[i]
+                keys[i] = keys[place]
+                keys[place] = key
+                is_larger |= (value == pivot) & (key < key_of_pivot)
+            place += int(is_larger)
+        values[high] = values[place]
+        values[place] = pivot
+        if keys is not None:
+            keys[high] = keys[place]
+            keys[place] = key_of_pivot
         if place == k - 1:
             return
         if place > k - 1:
             high = place - 1
         else:
             low = place + 1
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _rank(values: np.ndarray, keys: np.ndarray, n: int, i: int) -> int:
+    """How many of the first n are better than the i-th: higher, or as high with a lower key."""
+    # Counted, since sorting would branch.
+    value, key = values[i], keys[i]
+    rank = 0
+    for j in range(n):
+        rank += (values[j] > value) | ((values[j] == value) & (keys[j] < key))
+    return rank
 
 
 def largest_of_rows(matrix: sp.csr_matrix, *, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -420,33 +414,18 @@ def _largest(
     value: np.ndarray,
 ) -> None:
     k = column.shape[1]
-    heap_value = np.empty(k, dtype=data.dtype)
-    heap_item = np.empty(k, dtype=np.int32)
     for row in range(start, stop):
-        n_heap = 0
-        for at in range(indptr[row], indptr[row + 1]):
-            n_heap = _push(data[at], indices[at], heap_value, heap_item, n_heap)
-        _sort_best_first(heap_value, heap_item, n_heap)
-        for i in range(n_heap):
-            column[row, i] = heap_item[i]
-            value[row, i] = heap_value[i]
-
-
-@njit(cache=True, nogil=True)
-def _sort_best_first(values: np.ndarray, items: np.ndarray, n: int) -> None:
-    # Insertion sort: lists are short.
-    for i in range(1, n):
-        value = values[i]
-        item = items[i]
-        at = i
-        while at > 0 and (
-            values[at - 1] < value or (values[at - 1] == value and items[at - 1] > item)
-        ):
-            values[at] = values[at - 1]
-            items[at] = items[at - 1]
-            at -= 1
-        values[at] = value
-        items[at] = item
+        # Copies, to be put in another order.
+        values = data[indptr[row] : indptr[row + 1]].copy()
+        columns = indices[indptr[row] : indptr[row + 1]].copy()
+        n = len(values)
+        if n > k:
+            put_largest_first(values, n, k, columns)
+            n = k
+        for i in range(n):
+            rank = _rank(values, columns, n, i)
+            column[row, rank] = columns[i]
+            value[row, rank] = values[i]
 
 
 @dataclass(frozen=True)
@@ -767,7 +746,7 @@ def _best(
                 item = touched[place]
                 if values[place] > limit and eligible[item] and not is_excluded[item]:
                     if n == len(best_value):
-                        _put_best_first(best_value, best_key, n, k)
+                        put_largest_first(best_value, n, k, best_key)
                         n = k
                         # One that is just as good may be a lower item.
                         limit = np.nextafter(best_value[k - 1], -np.inf)
@@ -780,45 +759,17 @@ def _best(
         for at in range(exclude_indptr[user], exclude_indptr[user + 1]):
             is_excluded[exclude_items[at]] = False
         if n > k:
-            _put_best_first(best_value, best_key, n, k)
+            put_largest_first(best_value, n, k, best_key)
             n = k
         for i in range(n):
-            value, key = best_value[i], best_key[i]
-            # Counted, since sorting would branch: how many are better.
-            rank = 0
-            for j in range(n):
-                rank += (best_value[j] > value) | ((best_value[j] == value) & (best_key[j] < key))
-            item, place = key >> 32, key & 0xFFFFFFFF
+            rank = _rank(best_value, best_key, n, i)
+            item, place = best_key[i] >> 32, best_key[i] & 0xFFFFFFFF
             items[user, rank] = item
-            score[user, rank] = value
+            score[user, rank] = best_value[i]
             if one_knows_item[item] and one_knows_user[user]:
                 parts[0, user, rank] = (one[place] - mean_one) * inverse_one
             if two_knows_item[item] and two_knows_user[user]:
                 parts[1, user, rank] = (two[place] - mean_two) * inverse_two
-
-
-@njit(cache=True, nogil=True)
-def _put_best_first(values: np.ndarray, keys: np.ndarray, n: int, k: int) -> None:
-    """As put_largest_first, of pairs: by value, ties by the lower key."""
-    low, high = 0, n - 1
-    while low < high:
-        middle = (low + high) >> 1
-        pivot, key_of_pivot = values[middle], keys[middle]
-        values[middle], keys[middle] = values[high], keys[high]
-        place = low
-        for i in range(low, high):
-            value, key = values[i], keys[i]
-            values[i], keys[i] = values[place], keys[place]
-            values[place], keys[place] = value, key
-            place += (value > pivot) | ((value == pivot) & (key < key_of_pivot))
-        values[high], keys[high] = values[place], keys[place]
-        values[place], keys[place] = pivot, key_of_pivot
-        if place == k - 1:
-            return
-        if place > k - 1:
-            high = place - 1
-        else:
-            low = place + 1
 
 
 def z_of_pairs(model: ItemItemModel, items: np.ndarray) -> np.ndarray:

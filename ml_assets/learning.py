@@ -10,7 +10,12 @@ from numba import njit
 
 from ml_assets.bits import as_ordered
 from ml_assets.item_item import ItemItemModel, put_largest_first
-from ml_assets.signal_matrix import CannotFitError, SignalMatrix, TooLittleDataError
+from ml_assets.signal_matrix import (
+    CannotFitError,
+    SignalMatrix,
+    TooLittleDataError,
+    only_entries,
+)
 from ml_assets.threads import over_blocks
 
 
@@ -85,22 +90,21 @@ def at_most(signals: SignalMatrix, n: int) -> SignalMatrix:
     longest = n_each.max(initial=0)
     if n == 0 or longest <= n:
         return signals
-    indptr = np.concatenate([[0], np.cumsum(np.minimum(n_each, n))]).astype(np.int32)
-    kept = np.empty(indptr[-1], dtype=np.int32)
+    is_kept = np.ones(history.nnz, dtype=bool)
 
     def work(start: int, stop: int, numbers: np.ndarray) -> None:
-        _most(start, stop, history.indptr, history.indices, history.data, n, numbers, indptr, kept)
+        _drop_others(
+            start, stop, history.indptr, history.indices, history.data, n, numbers, is_kept
+        )
 
     for _ in over_blocks(
         work, len(n_each), rows_per_block=4096, scratch=lambda: np.empty(longest, np.uint64)
     ):
         pass
-    indices = history.indices[kept]
     weights, history = (
-        sp.csr_matrix((each.data[kept], indices, indptr), shape=each.shape)
-        for each in (signals.weights, history)
+        only_entries(each, is_kept, each.data) for each in (signals.weights, history)
     )
-    return replace(signals, weights=weights, history=history, kinds=signals.kinds[kept])
+    return replace(signals, weights=weights, history=history, kinds=signals.kinds[is_kept])
 
 
 _LOWER_HALF = np.uint64(0xFFFFFFFF)
@@ -121,7 +125,7 @@ def _by_weight(user: int, item: int, weight: float) -> np.uint64:
 
 
 @njit(cache=True, nogil=True)
-def _most(
+def _drop_others(
     start: int,
     stop: int,
     indptr: np.ndarray,
@@ -129,23 +133,18 @@ def _most(
     weights: np.ndarray,
     n: int,
     numbers: np.ndarray,
-    kept_indptr: np.ndarray,
-    kept: np.ndarray,
+    is_kept: np.ndarray,
 ) -> None:
-    """Where the n entries of each row are that count most, in the order of the row."""
+    """Of each row only the n entries stay that count most."""
     for user in range(start, stop):
-        begin, end, place = indptr[user], indptr[user + 1], kept_indptr[user]
+        begin, end = indptr[user], indptr[user + 1]
         if end - begin <= n:
-            for at in range(begin, end):
-                kept[place + at - begin] = at
             continue
         for at in range(begin, end):
             numbers[at - begin] = _by_weight(user, items[at], weights[at])
         put_largest_first(numbers, end - begin, n)
         for at in range(begin, end):
-            if _by_weight(user, items[at], weights[at]) >= numbers[n - 1]:
-                kept[place] = at
-                place += 1
+            is_kept[at] = _by_weight(user, items[at], weights[at]) >= numbers[n - 1]
 
 
 def history_of(signals: SignalMatrix) -> sp.csr_matrix:

@@ -20,6 +20,7 @@ from ml_assets.learning import (
     power,
     require_memory,
     require_memory_of_neighbours,
+    scaled_rows,
     taste_of,
 )
 from ml_assets.signal_matrix import SignalMatrix, TooLittleDataError
@@ -111,10 +112,9 @@ def fit_rp3beta(signals: SignalMatrix, *, settings: Mapping[str, Any], seed: int
     require_memory_of_neighbours("RP3beta", taste, settings)
     walk, popularity = settings["walk_power"], settings["walk_popularity_power"]
     sources = taste.matrix.power(walk).astype(np.float32)
-    by_user = sp.diags_array(power(taste.user_degree, -walk).astype(np.float32))
     follows = largest_products(
         sources,
-        sp.csr_matrix(by_user @ sources),
+        scaled_rows(sources, power(taste.user_degree, -walk).astype(np.float32)),
         source_scale=power(taste.item_degree, -walk).astype(np.float32),
         target_scale=(power(taste.item_degree, -popularity) * taste.season).astype(np.float32),
         k=settings["neighbours"],

@@ -102,7 +102,6 @@ def make_lists(
         "product_id", "title", "is_available", model_hash=pl.lit(hash_of_models)
     ).sort("product_id")
     eligible = available_items(products, matrix.product_ids)
-    _leave_memory(connection)
     with transaction(connection):
         is_from_scratch = len(rows) == len(matrix.user_ids)
         _make_room(connection, matrix.user_ids, touched, is_from_scratch=is_from_scratch)
@@ -230,14 +229,6 @@ def _read_scored(connection: duckdb.DuckDBPyConnection) -> _ScoredTables | None:
         return None
     hashes = connection.execute("select distinct model_hash from ml.scored_products").fetchall()
     return _ScoredTables(connection, hashes[0][0]) if len(hashes) == 1 else None
-
-
-def _leave_memory(connection: duckdb.DuckDBPyConnection) -> None:
-    """Half of DuckDB's memory for the arrays beside it: written rows need not stay in it."""
-    ((n_bytes,),) = connection.execute(
-        "select parse_formatted_bytes(current_setting('memory_limit')) // 2"
-    ).fetchall()
-    connection.execute(f"set memory_limit = '{n_bytes}B'")
 
 
 def _make_room(

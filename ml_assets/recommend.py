@@ -124,27 +124,30 @@ def propose(
         return Lists(np.full(nan.shape, NOTHING, np.int32), nan, nan, nan, no_scale, no_scale)
     if hybrid.is_item_item:
         found = best_by_history(models, k=k, exclude=exclude, eligible=eligible, progress=progress)
-        parts = iter(found.parts)
-        cf = next(parts) if hybrid.cf is not None else nan
-        content = next(parts) if hybrid.content is not None else nan
-        # In double precision and in order already.
-        return Lists(found.items, found.score, cf, content, found.inverse_deviation, found.mean)
-    blended = blend(models)
-    best = top_items(
-        blended.user_vectors,
-        blended.item_vectors,
-        k=k,
-        exclude=exclude,
-        eligible=eligible & np.logical_or.reduce(blended.knows_item),
-        block_bytes=block_bytes,
-        progress=progress,
-        shifts=blended.shifts,
-        parts=blended.parts,
-    )
-    best[~np.logical_or.reduce(blended.knows_user)] = NOTHING
-    parts = iter(part_scores(blended, best))
+        best, each = found.items, found.parts
+        scale = (found.inverse_deviation, found.mean)
+    else:
+        blended = blend(models)
+        best = top_items(
+            blended.user_vectors,
+            blended.item_vectors,
+            k=k,
+            exclude=exclude,
+            eligible=eligible & np.logical_or.reduce(blended.knows_item),
+            block_bytes=block_bytes,
+            progress=progress,
+            shifts=blended.shifts,
+            parts=blended.parts,
+        )
+        best[~np.logical_or.reduce(blended.knows_user)] = NOTHING
+        each = part_scores(blended, best)
+        scale = (blended.inverse_deviation, blended.mean)
+    parts = iter(each)
     cf = next(parts) if hybrid.cf is not None else nan
     content = next(parts) if hybrid.content is not None else nan
+    if hybrid.is_item_item:
+        # In double precision and in order already.
+        return Lists(best, found.score, cf, content, *scale)
     score = hybrid.w_cf * np.nan_to_num(cf) + hybrid.w_content * np.nan_to_num(content)
     # An empty place sorts last and has no score.
     score[best == NOTHING] = -np.inf
@@ -152,7 +155,7 @@ def propose(
     best, score, cf, content = (
         np.take_along_axis(array, order, axis=1) for array in (best, score, cf, content)
     )
-    return Lists(best, score, cf, content, blended.inverse_deviation, blended.mean)
+    return Lists(best, score, cf, content, *scale)
 
 
 def random_lists(*, k: int, exclude: sp.csr_matrix, eligible: np.ndarray, seed: int) -> np.ndarray:

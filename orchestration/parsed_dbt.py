@@ -28,17 +28,26 @@ def main() -> int:
     Returns:
         dbt's exit code: 1 for nodes that failed, 2 for anything else.
     """
-    manifest = Manifest.from_msgpack(PARSED.read_bytes())
-    if not is_ours(manifest):
+    manifest = _stored()
+    if manifest is None:
         parse()
-        manifest = Manifest.from_msgpack(PARSED.read_bytes())
-    # What macros see as `graph`; not among what is stored.
-    manifest.build_flat_graph()
+        manifest = _stored()
+    # Where it could not be parsed or kept there is none, and dbt parses for itself.
     outcome = dbtRunner(manifest=manifest).invoke(sys.argv[1:])
     if outcome.exception is not None:
         print(outcome.exception, file=sys.stderr)
         return 2
     return 0 if outcome.success else 1
+
+
+def _stored() -> Manifest | None:
+    """The project as it was parsed last, None if that was not as the line runs it."""
+    manifest = Manifest.from_msgpack(PARSED.read_bytes())
+    if not is_ours(manifest):
+        return None
+    # What macros see as `graph`; not among what is stored.
+    manifest.build_flat_graph()
+    return manifest
 
 
 def parse() -> None:
