@@ -23,6 +23,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -95,8 +96,11 @@ def write_version_files(
         _remove_leftovers(final.parent)
         building.mkdir(parents=True)
         rows_of = _sorted_rows(connection, version)
-        _write_snapshot(connection, version, rows_of, building / SNAPSHOT)
-        _write_parquet(connection, version, rows_of, building)
+        # Beside each other: the Parquet writer has one thread.
+        with connection.cursor() as own, ThreadPoolExecutor(1) as beside:
+            snapshot = beside.submit(_write_snapshot, own, version, rows_of, building / SNAPSHOT)
+            _write_parquet(connection, version, rows_of, building)
+            snapshot.result()
         manifest = _write_manifest(connection, version, building)
         _put_in_place(building, final)
     except (duckdb.IOException, OSError) as error:

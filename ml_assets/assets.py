@@ -164,7 +164,7 @@ class RecommenderSettings(dg.ConfigurableResource):
     similar: int = 20
     similar_w_content: float = 0.7
     evaluated_users: int = 20_000
-    users_per_part: int = 100_000
+    users_per_part: int = 25_000
     block_megabytes: int = 16
     seed: int = 20111209
     use_tuned: bool = True
@@ -444,7 +444,13 @@ def lists(
     from ml_assets.lists import make_lists
     from ml_assets.model_tables import hybrid_of
     from ml_assets.rule_set import RulesError, days_between
-    from ml_assets.rules import LAST_DONE, active_rules, compile_rules, write_rules
+    from ml_assets.rules import (
+        LAST_DONE,
+        active_rules,
+        compile_rules,
+        make_relations,
+        write_rules,
+    )
     from ml_assets.signal_matrix import build_signal_matrix
 
     settings = recommender.in_force(warehouse)
@@ -474,9 +480,9 @@ def lists(
                 connection,
                 active,
                 matrix=matrix,
+                relations=lambda: make_relations(connection, as_of),
                 days_since=lambda: days_between(matrix, connection.sql(LAST_DONE).pl(), day=as_of),
                 terms=lambda: terms_or_reason(texts)[0],
-                as_of=as_of,
                 top_n=settings.top_n,
                 seed=settings.seed,
             )

@@ -304,7 +304,10 @@ def _questions(
     )
     # A signal and a holdout row for the same product that is called new can only come from a
     # signal that weighs nothing; it is not new all the same.
-    is_touched = np.isin(entry_keys(relevant), entry_keys(matrix.weights))
+    asked, touched = entry_keys(relevant), entry_keys(matrix.weights)
+    # Both ascend.
+    at = np.searchsorted(touched, asked)
+    is_touched = np.append(touched, -1)[at] == asked
     return Questions(
         matrix=matrix,
         relevant=relevant,

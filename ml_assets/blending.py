@@ -6,7 +6,7 @@ of them proposed, and the sum is weighted. That costs more, and takes models tha
 common. Weights are learned where the answer is known: on a fold of the past.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,14 @@ import numpy as np
 import scipy.sparse as sp
 from numba import njit
 
-from ml_assets.item_item import NOTHING, ItemItemModel, best_by_history, z_of_pairs
+from ml_assets.item_item import (
+    NOTHING,
+    ItemItemModel,
+    best_by_history,
+    put_largest_first,
+    rank_of,
+    z_of_pairs,
+)
 from ml_assets.models import FactorModel, Model
 from ml_assets.scoring import blend, part_scores, top_items
 from ml_assets.threads import over_blocks
@@ -189,31 +196,55 @@ def best_of_blend(
         `(n_users, k)` int32 items, best first, ties by item, `NOTHING` behind; and their
         `(n_users, k)` float64 sums, -inf where there is none.
     """
-    n_users = len(opinions.items)
+    n_users, n_candidates = opinions.items.shape
     best = np.full((n_users, k), NOTHING, dtype=np.int32)
     score = np.full((n_users, k), -np.inf)
-    for rows in _parts(n_users):
-        total = _weighted(opinions.scores[rows], weights[rows])
-        total[opinions.items[rows] == NOTHING] = -np.inf
-        # Candidates ascend, so a stable sort leaves ties in the order of items.
-        order = np.argsort(-total, axis=1, kind="stable")[:, :k]
-        width = order.shape[1]
-        score[rows, :width] = np.take_along_axis(total, order, axis=1)
-        best[rows, :width] = np.take_along_axis(opinions.items[rows], order, axis=1)
+
+    def work(start: int, stop: int, own: tuple[np.ndarray, np.ndarray]) -> None:
+        _best_of_rows(start, stop, opinions.items, opinions.scores, weights, *own, best, score)
+
+    for _ in over_blocks(
+        work,
+        n_users,
+        rows_per_block=1024,
+        scratch=lambda: (np.empty(n_candidates), np.empty(n_candidates, np.int64)),
+    ):
+        pass
     return best, score
 
 
-def _parts(n_rows: int) -> Iterator[slice]:
-    for start in range(0, n_rows, 8192):
-        yield slice(start, min(start + 8192, n_rows))
-
-
-def _weighted(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Summed model after model: SQL that adds the same columns gives the same bits."""
-    total = np.zeros((scores.shape[0], scores.shape[2]))
-    for i in range(scores.shape[1]):
-        total += weights[:, i, None] * scores[:, i]
-    return total
+@njit(cache=True, nogil=True)
+def _best_of_rows(
+    start: int,
+    stop: int,
+    items: np.ndarray,
+    scores: np.ndarray,
+    weights: np.ndarray,
+    total: np.ndarray,
+    places: np.ndarray,
+    best: np.ndarray,
+    score: np.ndarray,
+) -> None:
+    k = best.shape[1]
+    for user in range(start, stop):
+        n = 0
+        while n < items.shape[1] and items[user, n] != NOTHING:
+            n += 1
+        # Summed model after model: SQL that adds the same columns gives the same bits.
+        total[:n] = 0.0
+        for model in range(weights.shape[1]):
+            for i in range(n):
+                total[i] += weights[user, model] * scores[user, model, i]
+        for i in range(n):
+            places[i] = i
+        if n > k:
+            put_largest_first(total, n, k, places)
+            n = k
+        for i in range(n):
+            # Candidates ascend: of equal ones the first comes first.
+            rank = rank_of(total, places, n, i)
+            best[user, rank] = items[user, places[i]]
+            score[user, rank] = total[i]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from ml_assets.threads import over_blocks, run_over_blocks
 # blend or a ranker chooses from.
 CUTOFFS = (5, 10, 20, 50)
 ACCURACY = ("precision", "recall", "ndcg", "map", "mrr", "hit_rate")
-_ROWS = 4096
+_ROWS = 512
 
 
 @dataclass(frozen=True)

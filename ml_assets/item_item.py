@@ -374,7 +374,7 @@ def put_largest_first(values: np.ndarray, n: int, k: int, keys: np.ndarray | Non
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _rank(values: np.ndarray, keys: np.ndarray, n: int, i: int) -> int:
+def rank_of(values: np.ndarray, keys: np.ndarray, n: int, i: int) -> int:
     """How many of the first n are better than the i-th: higher, or as high with a lower key."""
     # Counted, since sorting would branch.
     value, key = values[i], keys[i]
@@ -397,7 +397,7 @@ def largest_of_rows(matrix: sp.csr_matrix, *, k: int) -> tuple[np.ndarray, np.nd
     def work(start: int, stop: int, _: None) -> None:
         _largest(start, stop, matrix.indptr, matrix.indices, matrix.data, column, value)
 
-    run_over_blocks(work, matrix.shape[0], rows_per_block=4096)
+    run_over_blocks(work, matrix.shape[0], rows_per_block=512)
     return column, value
 
 
@@ -421,7 +421,7 @@ def _largest(
             put_largest_first(values, n, k, columns)
             n = k
         for i in range(n):
-            rank = _rank(values, columns, n, i)
+            rank = rank_of(values, columns, n, i)
             column[row, rank] = columns[i]
             value[row, rank] = values[i]
 
@@ -511,7 +511,7 @@ def best_by_history(
             np.zeros(n_items, np.bool_),
         )
 
-    for done in over_blocks(work, n_users, rows_per_block=4096, scratch=scratch):
+    for done in over_blocks(work, n_users, rows_per_block=512, scratch=scratch):
         progress(f"scored {done:,} of {n_users:,} users")
     n = len(models)
     return replace(
@@ -749,7 +749,7 @@ def _best(
             put_largest_first(best_value, n, k, best_key)
             n = k
         for i in range(n):
-            rank = _rank(best_value, best_key, n, i)
+            rank = rank_of(best_value, best_key, n, i)
             item, place = best_key[i] >> 32, best_key[i] & 0xFFFFFFFF
             items[user, rank] = item
             score[user, rank] = best_value[i]
@@ -780,7 +780,7 @@ def z_of_pairs(model: ItemItemModel, items: np.ndarray) -> np.ndarray:
     for _ in over_blocks(
         work,
         n_users,
-        rows_per_block=4096,
+        rows_per_block=512,
         scratch=lambda: (
             np.zeros(n_items, np.int32),
             np.empty(n_items + 1, np.int32),
@@ -880,7 +880,7 @@ def because_by_history(
         )
 
     for _ in over_blocks(
-        work, n_users, rows_per_block=4096, scratch=lambda: np.zeros(n_items, np.int16)
+        work, n_users, rows_per_block=512, scratch=lambda: np.zeros(n_items, np.int16)
     ):
         pass
     return because

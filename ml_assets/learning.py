@@ -98,7 +98,7 @@ def at_most(signals: SignalMatrix, n: int) -> SignalMatrix:
         )
 
     for _ in over_blocks(
-        work, len(n_each), rows_per_block=4096, scratch=lambda: np.empty(longest, np.uint64)
+        work, len(n_each), rows_per_block=512, scratch=lambda: np.empty(longest, np.uint64)
     ):
         pass
     weights, history = (

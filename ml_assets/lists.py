@@ -6,6 +6,7 @@ transaction: what the lists were made from always stands beside the lists that w
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,10 +103,12 @@ def make_lists(
         "product_id", "title", "is_available", model_hash=pl.lit(hash_of_models)
     ).sort("product_id")
     eligible = available_items(products, matrix.product_ids)
-    with transaction(connection):
+    # Ended before the transaction, so that nobody writes into what an error rolls back.
+    with transaction(connection), ThreadPoolExecutor(1) as writer:
         is_from_scratch = len(rows) == len(matrix.user_ids)
         _make_room(connection, matrix.user_ids, touched, is_from_scratch=is_from_scratch)
         _replace(connection, "scored_products", catalogue)
+        written = None
         for start in range(0, len(rows), settings["users_per_part"]):
             part = rows[start : start + settings["users_per_part"]]
             own_matrix, own_hybrid = matrix.for_users(part), hybrid.for_users(part)
@@ -118,14 +121,6 @@ def make_lists(
                 block_bytes=settings["block_bytes"],
                 progress=lambda _: None,
             )
-            _append(connection, "candidates", candidate_frame(proposed, own_matrix))
-            _append(
-                connection,
-                "scored_users",
-                _user_frame(
-                    own_matrix.user_ids, hashes[part], of_rules[part], own_hybrid, proposed
-                ),
-            )
             recommendations, ledger = recommend(
                 proposed,
                 matrix=own_matrix,
@@ -136,9 +131,21 @@ def make_lists(
                 top_n=settings["top_n"],
                 rules=own_rules,
             )
-            _append(connection, "recommendations", recommendations)
-            _append(connection, "rule_ledger", ledger)
+            frames = {
+                "candidates": candidate_frame(proposed, own_matrix),
+                "scored_users": _user_frame(
+                    own_matrix.user_ids, hashes[part], of_rules[part], own_hybrid, proposed
+                ),
+                "recommendations": recommendations,
+                "rule_ledger": ledger,
+            }
+            # One part is written while the next is made, no more of them: they take memory.
+            if written is not None:
+                written.result()
+            written = writer.submit(_append, connection, frames)
             progress(f"scored {start + len(part):,} of {len(rows):,} users")
+        if written is not None:
+            written.result()
     return ListsReport(
         touched=touched,
         n_users=len(matrix.user_ids),
@@ -251,9 +258,10 @@ def _make_room(
         )
 
 
-def _append(connection: duckdb.DuckDBPyConnection, table: str, frame: pl.DataFrame) -> None:
-    connection.register("part", frame.to_arrow())
-    connection.execute(f"insert into ml.{table} by name from part")
+def _append(connection: duckdb.DuckDBPyConnection, frames: Mapping[str, pl.DataFrame]) -> None:
+    for table, frame in frames.items():
+        connection.register("part", frame.to_arrow())
+        connection.execute(f"insert into ml.{table} by name from part")
 
 
 def _replace(connection: duckdb.DuckDBPyConnection, table: str, frame: pl.DataFrame) -> None:

@@ -9,6 +9,7 @@ to the fold's day.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import cache, partial
 from typing import Any
 
 import duckdb
@@ -23,7 +24,14 @@ from ml_assets.intervals import Draws, Resampled, draw_users, resample
 from ml_assets.recommend import Hybrid, propose
 from ml_assets.rule_set import Rule, RulesError, RuleSet, days_between
 from ml_assets.ruled_lists import apply_rules
-from ml_assets.rules import ALL_RULES, compile_rules, count_rows, in_order, read_rules_in_force
+from ml_assets.rules import (
+    ALL_RULES,
+    compile_rules,
+    count_rows,
+    in_order,
+    make_relations,
+    read_rules_in_force,
+)
 from ml_assets.scoring import NOTHING, Progress
 from ml_assets.signal_matrix import SignalMatrix
 
@@ -82,6 +90,8 @@ def price_warehouse(
     margins = connection.sql("select product_id, margin from marts.products").pl()
     if not rules and margins["margin"].n_unique() < 2:
         return Prices(*_NOTHING, {"anything": "there are no rules, and no margins to weigh"})
+    # Once for all the rules that are tried.
+    relations = cache(partial(make_relations, connection, as_of))
     last_on = signals.select("user_id", "product_id", last_on=pl.col("last_at").dt.date())
 
     def compiled(some: Sequence[Rule], matrix: SignalMatrix) -> RuleSet | None:
@@ -89,9 +99,9 @@ def price_warehouse(
             connection,
             some,
             matrix=matrix,
+            relations=relations,
             days_since=lambda: days_between(matrix, last_on, day=holdout_from),
             terms=lambda: past.terms,
-            as_of=as_of,
             top_n=settings["top_n"],
             seed=settings["seed"],
         )

@@ -212,14 +212,18 @@ def _is_within(value: float | None, most: float) -> bool:
     return value is not None and 0 < value <= most and np.isfinite(value)
 
 
+# Of the relations that predicates can name.
+Columns = Mapping[str, Sequence[str]]
+
+
 def compile_rules(
     connection: duckdb.DuckDBPyConnection,
     rules: Sequence[Rule],
     *,
     matrix: SignalMatrix,
+    relations: Callable[[], Columns],
     days_since: Callable[[], np.ndarray],
     terms: Callable[[], sp.csr_matrix | None],
-    as_of: date,
     top_n: int,
     seed: int,
 ) -> RuleSet | None:
@@ -230,9 +234,9 @@ def compile_rules(
         rules: From `active_rules`.
         matrix: Users, products, and what one did with the other. Rules on users apply to nobody
             who is not in marts.users.
+        relations: See `make_relations`; only called if there is a rule.
         days_since: See `rule_set.combine`.
         terms: Gives what lists are diverse by, `(n_products, d)`; only called if a rule asks.
-        as_of: What a product's age is counted to.
         top_n: Rows a user.
         seed: Of exploring.
 
@@ -242,11 +246,7 @@ def compile_rules(
     """
     if not rules:
         return None
-    _make_relations(connection, as_of)
-    columns = {
-        name: [row[0] for row in connection.execute(f"describe temp.rules_{name}").fetchall()]
-        for name in ("product", "user")
-    }
+    columns = relations()
     problems: list[str] = []
     parsed = []
     for rule in rules:
@@ -286,8 +286,16 @@ class _Predicate:
     user_columns: tuple[str, ...]
 
 
-def _make_relations(connection: duckdb.DuckDBPyConnection, as_of: date) -> None:
-    """temp.rules_product and temp.rules_user: what predicates can name."""
+def make_relations(connection: duckdb.DuckDBPyConnection, as_of: date) -> Columns:
+    """Write temp.rules_product and temp.rules_user, what predicates can name.
+
+    Args:
+        connection: The warehouse, for writing temporary tables.
+        as_of: What a product's age is counted to.
+
+    Returns:
+        The columns of `product` and `user`.
+    """
     derived = {
         "product": "date_diff('day', added_at, $as_of::date) as age_days,"
         f" case when price is not null then ntile({PRICE_BANDS}) over ("
@@ -309,11 +317,13 @@ def _make_relations(connection: duckdb.DuckDBPyConnection, as_of: date) -> None:
             f" select {expressions} {further} * exclude (attributes) from marts.{name}s",
             {"as_of": as_of},
         )
+    return {
+        name: [row[0] for row in connection.execute(f"describe temp.rules_{name}").fetchall()]
+        for name in derived
+    }
 
 
-def _parse(
-    connection: duckdb.DuckDBPyConnection, rule: Rule, columns: Mapping[str, Sequence[str]]
-) -> _Predicate:
+def _parse(connection: duckdb.DuckDBPyConnection, rule: Rule, columns: Columns) -> _Predicate:
     if rule.by_column is not None and rule.action == "cap":
         _require_column(rule, "product", rule.by_column, columns)
     text = (rule.predicate or "").strip()
@@ -396,9 +406,7 @@ def _references(rule: Rule, node: Any) -> Iterator[dict[str, Any]]:
         yield from _references(rule, value)
 
 
-def _resolve(
-    rule: Rule, node: dict[str, Any], columns: Mapping[str, Sequence[str]]
-) -> tuple[str, str]:
+def _resolve(rule: Rule, node: dict[str, Any], columns: Columns) -> tuple[str, str]:
     """Which relation and column is meant; a name without relation is written out in the tree."""
     names = node["column_names"]
     if len(names) == 1:
@@ -421,9 +429,7 @@ def _resolve(
     return names[0], names[1]
 
 
-def _require_column(
-    rule: Rule, relation: str, name: str, columns: Mapping[str, Sequence[str]]
-) -> None:
+def _require_column(rule: Rule, relation: str, name: str, columns: Columns) -> None:
     if name in columns[relation]:
         return
     near = difflib.get_close_matches(name, columns[relation], n=1)

@@ -13,7 +13,7 @@ from ml_assets.fallback import PopularityLists
 from ml_assets.frames import SIGNALS
 from ml_assets.rule_set import RuleSet
 from ml_assets.ruled_lists import RuledLists, apply_rules
-from ml_assets.rules import RULES, active_rules, compile_rules
+from ml_assets.rules import RULES, active_rules, compile_rules, make_relations
 from ml_assets.signal_matrix import build_signal_matrix
 
 K, N = 100, 20
@@ -114,9 +114,9 @@ def _rules(n_users: int, n_items: int) -> RuleSet:
             matrix=build_signal_matrix(
                 pl.DataFrame(schema=SIGNALS), user_ids=users, product_ids=products
             ),
+            relations=lambda: make_relations(connection, DAY),
             days_since=lambda: np.empty(0),
             terms=lambda: sp.csr_matrix((n_items, 0)),
-            as_of=DAY,
             top_n=N,
             seed=7,
         )

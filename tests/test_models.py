@@ -663,6 +663,13 @@ def test_a_matrix_can_be_cut_to_some_users_in_any_order():
     assert cut.trains_on_user.tolist() == [False, True]
 
 
+def test_two_signals_of_a_user_for_one_product_are_refused_and_not_added_up():
+    signals = signals_of([("u", "p"), ("v", "p"), ("u", "p")])
+
+    with pytest.raises(ValueError, match="two signals for one product"):
+        build_signal_matrix(signals, user_ids=signals["user_id"], product_ids=signals["product_id"])
+
+
 def test_a_signal_about_a_product_outside_the_catalogue_is_named():
     with pytest.raises(ValueError, match="product_id 'ghost' has signals but is not in its mart"):
         build_signal_matrix(

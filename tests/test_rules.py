@@ -17,7 +17,7 @@ from ml_assets.fallback import PopularityLists
 from ml_assets.frames import SIGNALS
 from ml_assets.rule_set import NOBODY, Rule, RulesError, RuleSet
 from ml_assets.ruled_lists import EXPLORED, PINNED, apply_rules, ledger_frame
-from ml_assets.rules import RULES, active_rules, compile_rules
+from ml_assets.rules import RULES, active_rules, compile_rules, make_relations
 from ml_assets.scoring import NOTHING
 from ml_assets.signal_matrix import build_signal_matrix
 
@@ -79,9 +79,9 @@ def compiled(warehouse, *rows, top_n=4, as_of=DAY, matrix=None, days=(), terms=N
         warehouse,
         active_rules(rules_of(*rows), as_of=as_of),
         matrix=matrix or matrix_of(),
+        relations=lambda: make_relations(warehouse, as_of),
         days_since=lambda: np.array(days, float),
         terms=lambda: sp.csr_matrix(np.zeros((8, 1)) if terms is None else terms),
-        as_of=as_of,
         top_n=top_n,
         seed=1,
     )
