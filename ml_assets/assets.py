@@ -29,7 +29,7 @@ from ml_assets.frames import (
     SIGNALS,
     USERS,
 )
-from ml_assets.warehouse import MissingTableError, Warehouse, leave_memory, read_table
+from ml_assets.warehouse import MissingTableError, Warehouse, read_table
 
 # What computes is imported inside the step that needs it: compilers and models take seconds, and
 # whoever only looks at the assets needs none of them. See `orchestration.gates.import_early`.
@@ -492,8 +492,6 @@ def lists(
                 "dbt_project/seeds/merchandising_rules.csv and run again; what is published stays.",
                 allow_retries=False,
             ) from None
-        # Rows that are written need not stay in it.
-        leave_memory(connection)
         report = make_lists(
             connection,
             matrix=matrix,

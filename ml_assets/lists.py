@@ -260,8 +260,11 @@ def _make_room(
 
 def _append(connection: duckdb.DuckDBPyConnection, frames: Mapping[str, pl.DataFrame]) -> None:
     for table, frame in frames.items():
-        connection.register("part", frame.to_arrow())
+        # Found by DuckDB under its name. What is registered stays in memory as long as the
+        # transaction lasts, all parts of it.
+        part = frame.to_arrow()
         connection.execute(f"insert into ml.{table} by name from part")
+        del part
 
 
 def _replace(connection: duckdb.DuckDBPyConnection, table: str, frame: pl.DataFrame) -> None:

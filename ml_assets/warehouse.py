@@ -97,14 +97,6 @@ def _is_locked_now(descriptor: int) -> bool:
     return True
 
 
-def leave_memory(connection: duckdb.DuckDBPyConnection) -> None:
-    """Half of DuckDB's memory for the arrays beside it, as long as the connection lasts."""
-    ((n_bytes,),) = connection.execute(
-        "select parse_formatted_bytes(current_setting('memory_limit')) // 2"
-    ).fetchall()
-    connection.execute(f"set memory_limit = '{n_bytes}B'")
-
-
 @contextmanager
 def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
     """What happens within happens as a whole, or after an error not at all."""

@@ -1,5 +1,6 @@
 """Making only some lists again gives what making all of them would give, bit for bit."""
 
+import weakref
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -499,6 +500,26 @@ def test_users_are_scored_in_parts_and_the_parts_change_nothing(connection, shop
     ours, theirs = tables(connection), made_from_nothing(in_one)
     for table in ("candidates", "recommendations", "scored_users"):
         assert_frame_equal(ours[table], theirs[table], check_exact=True)
+
+
+def test_parts_that_are_written_do_not_stay_in_memory_until_the_end(connection, shop, monkeypatch):
+    tables, n_alive = [], []
+    to_arrow = pl.DataFrame.to_arrow
+
+    def noted(frame):
+        table = to_arrow(frame)
+        tables.append(weakref.ref(table))
+        return table
+
+    monkeypatch.setattr(pl.DataFrame, "to_arrow", noted)
+    one_by_one = replace(shop, settings={**shop.settings, "users_per_part": 1})
+    make(
+        connection, one_by_one, lambda _: n_alive.append(sum(each() is not None for each in tables))
+    )
+
+    assert len(n_alive) == 13
+    # Those that were registered before the first part, and the one that is being written.
+    assert max(n_alive[1:]) <= n_alive[1] + 1
 
 
 class BreaksAt:
