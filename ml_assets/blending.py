@@ -206,11 +206,21 @@ def best_of_blend(
     for _ in over_blocks(
         work,
         n_users,
-        rows_per_block=1024,
         scratch=lambda: (np.empty(n_candidates), np.empty(n_candidates, np.int64)),
     ):
         pass
     return best, score
+
+
+@njit(cache=True, nogil=True)
+def _weigh(scores: np.ndarray, weights: np.ndarray, n: int, total: np.ndarray) -> None:
+    """A user's weighted sums of the first n candidates, from `(n_models, m)` scores."""
+    # Summed model after model: SQL that adds the same columns gives the same bits.
+    total[:n] = 0.0
+    for model in range(len(weights)):
+        if weights[model] != 0:
+            for i in range(n):
+                total[i] += weights[model] * scores[model, i]
 
 
 @njit(cache=True, nogil=True)
@@ -230,11 +240,7 @@ def _best_of_rows(
         n = 0
         while n < items.shape[1] and items[user, n] != NOTHING:
             n += 1
-        # Summed model after model: SQL that adds the same columns gives the same bits.
-        total[:n] = 0.0
-        for model in range(weights.shape[1]):
-            for i in range(n):
-                total[i] += weights[user, model] * scores[user, model, i]
+        _weigh(scores[user], weights[user], n, total)
         for i in range(n):
             places[i] = i
         if n > k:
@@ -365,7 +371,7 @@ class _Asked:
             )
 
         width = self.opinions.items.shape[1]
-        for _ in over_blocks(work, len(gain), rows_per_block=1024, scratch=lambda: np.empty(width)):
+        for _ in over_blocks(work, len(gain), scratch=lambda: np.empty(width)):
             pass
         return gain / self.ideal
 
@@ -387,11 +393,7 @@ def _gains(
         if indptr[user] == indptr[user + 1]:
             continue
         n = n_candidates[user]
-        total[:n] = 0.0
-        for model in range(len(weights)):
-            if weights[model] != 0:
-                for i in range(n):
-                    total[i] += weights[model] * scores[user, model, i]
+        _weigh(scores[user], weights, n, total)
         for at in range(indptr[user], indptr[user + 1]):
             place = places[at]
             own = total[place]

@@ -25,7 +25,6 @@ from ml_assets.threads import over_blocks, run_over_blocks
 # blend or a ranker chooses from.
 CUTOFFS = (5, 10, 20, 50)
 ACCURACY = ("precision", "recall", "ndcg", "map", "mrr", "hit_rate")
-_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def find(best: np.ndarray, relevant: sp.csr_matrix) -> np.ndarray:
     def work(start: int, stop: int, _: None) -> None:
         _find(start, stop, best, relevant.indptr, relevant.indices, found)
 
-    run_over_blocks(work, len(best), rows_per_block=_ROWS)
+    run_over_blocks(work, len(best))
     return found
 
 
@@ -146,7 +145,7 @@ def accuracy(
     def work(start: int, stop: int, _: None) -> None:
         _accuracy(start, stop, found, relevant.indptr, counts, discount, ideal, ks, values)
 
-    run_over_blocks(work, len(found), rows_per_block=_ROWS)
+    run_over_blocks(work, len(found))
     return PerUser(tuple(f"{name}@{k}" for k in cutoffs for name in ACCURACY), values)
 
 
@@ -273,7 +272,7 @@ def _means_of_places(
             sums, n_there, out=np.full(sums.shape, np.nan), where=n_there > 0
         )
 
-    run_over_blocks(work, len(best), rows_per_block=_ROWS)
+    run_over_blocks(work, len(best))
     return PerUser(tuple(f"{name}@{k}" for k in cutoffs), values)
 
 
@@ -305,9 +304,7 @@ def diversity(
             start, stop, best, vectors.indptr, vectors.indices, unit, scale, ks, total, values
         )
 
-    blocks = over_blocks(
-        work, len(best), rows_per_block=_ROWS, scratch=lambda: np.zeros(vectors.shape[1])
-    )
+    blocks = over_blocks(work, len(best), scratch=lambda: np.zeros(vectors.shape[1]))
     for _ in blocks:
         pass
     return PerUser(tuple(f"diversity@{k}" for k in cutoffs), values)

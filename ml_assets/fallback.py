@@ -131,7 +131,7 @@ def fill_lists(
             exclude.indices,
         )
 
-    run_over_blocks(work, len(filled), rows_per_block=512)
+    run_over_blocks(work, len(filled))
     return filled, step
 
 

@@ -397,7 +397,7 @@ def largest_of_rows(matrix: sp.csr_matrix, *, k: int) -> tuple[np.ndarray, np.nd
     def work(start: int, stop: int, _: None) -> None:
         _largest(start, stop, matrix.indptr, matrix.indices, matrix.data, column, value)
 
-    run_over_blocks(work, matrix.shape[0], rows_per_block=512)
+    run_over_blocks(work, matrix.shape[0])
     return column, value
 
 
@@ -511,7 +511,7 @@ def best_by_history(
             np.zeros(n_items, np.bool_),
         )
 
-    for done in over_blocks(work, n_users, rows_per_block=512, scratch=scratch):
+    for done in over_blocks(work, n_users, scratch=scratch):
         progress(f"scored {done:,} of {n_users:,} users")
     n = len(models)
     return replace(
@@ -780,7 +780,6 @@ def z_of_pairs(model: ItemItemModel, items: np.ndarray) -> np.ndarray:
     for _ in over_blocks(
         work,
         n_users,
-        rows_per_block=512,
         scratch=lambda: (
             np.zeros(n_items, np.int32),
             np.empty(n_items + 1, np.int32),
@@ -879,9 +878,7 @@ def because_by_history(
             because,
         )
 
-    for _ in over_blocks(
-        work, n_users, rows_per_block=512, scratch=lambda: np.zeros(n_items, np.int16)
-    ):
+    for _ in over_blocks(work, n_users, scratch=lambda: np.zeros(n_items, np.int16)):
         pass
     return because
 

@@ -97,9 +97,7 @@ def at_most(signals: SignalMatrix, n: int) -> SignalMatrix:
             start, stop, history.indptr, history.indices, history.data, n, numbers, is_kept
         )
 
-    for _ in over_blocks(
-        work, len(n_each), rows_per_block=512, scratch=lambda: np.empty(longest, np.uint64)
-    ):
+    for _ in over_blocks(work, len(n_each), scratch=lambda: np.empty(longest, np.uint64)):
         pass
     weights, history = (
         only_entries(each, is_kept, each.data) for each in (signals.weights, history)

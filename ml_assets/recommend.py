@@ -418,7 +418,7 @@ def _because_alike(hybrid: Hybrid, chosen: np.ndarray, history: sp.csr_matrix) -
     def work(start: int, stop: int, _: None) -> None:
         _most_alike(start, stop, vectors, chosen, history.indptr, history.indices, because)
 
-    run_over_blocks(work, len(chosen), rows_per_block=512)
+    run_over_blocks(work, len(chosen))
     return because
 
 

@@ -154,7 +154,6 @@ def apply_rules(
     for _ in over_blocks(
         work,
         len(proposed),
-        rows_per_block=512,
         scratch=lambda: (
             np.zeros((len(rules.cap_limit), n_codes), dtype=np.int64),
             np.zeros(rules.removed_by.shape[1], dtype=np.bool_),

@@ -161,7 +161,7 @@ def _scale(model: FactorModel) -> tuple[np.ndarray, np.ndarray]:
     def work(start: int, stop: int, _: None) -> None:
         _moments(start, stop, factors, mean, covariance, user_mean, variance)
 
-    run_over_blocks(work, n_users, rows_per_block=512)
+    run_over_blocks(work, n_users)
     # A user to whom all products are alike has no spread to divide by, and no opinion. Rounding
     # leaves a tiny variance there, relative to the scores themselves.
     scale_of_scores = np.einsum("uf,uf->u", factors, factors, dtype=np.float64)
@@ -694,7 +694,7 @@ def _all_pairs(
             scores[start:stop],
         )
 
-    run_over_blocks(work, len(users), rows_per_block=512)
+    run_over_blocks(work, len(users))
 
 
 @njit(cache=True, nogil=True)

@@ -17,6 +17,10 @@ from threadpoolctl import ThreadpoolController
 
 Scratch = TypeVar("Scratch")
 
+# Users of a block where nothing speaks for another number: few enough that all cores get their
+# share of a few thousand, many enough that handing them out costs nothing.
+ROWS_PER_BLOCK = 512
+
 
 def n_threads() -> int:
     """The cores this process may use."""
@@ -33,7 +37,7 @@ def over_blocks(
     work: Callable[[int, int, Scratch], None],
     n_rows: int,
     *,
-    rows_per_block: int,
+    rows_per_block: int = ROWS_PER_BLOCK,
     scratch: Callable[[], Scratch],
 ) -> Iterator[int]:
     """Call `work(start, stop, scratch)` for consecutive blocks of rows, on all cores.
@@ -67,7 +71,7 @@ def over_blocks(
 
 
 def run_over_blocks(
-    work: Callable[[int, int, None], None], n_rows: int, *, rows_per_block: int
+    work: Callable[[int, int, None], None], n_rows: int, *, rows_per_block: int = ROWS_PER_BLOCK
 ) -> None:
     """Call `work` for all blocks and wait: for work that needs no scratch memory."""
     for _ in over_blocks(work, n_rows, rows_per_block=rows_per_block, scratch=lambda: None):
