@@ -103,6 +103,8 @@ def make_lists(
         "product_id", "title", "is_available", model_hash=pl.lit(hash_of_models)
     ).sort("product_id")
     eligible = available_items(products, matrix.product_ids)
+    # Once in the order of the matrix: else every part would look its users up among all.
+    users = matrix.user_ids.to_frame().join(users, on="user_id", how="left", maintain_order="left")
     # Ended before the transaction, so that nobody writes into what an error rolls back.
     with transaction(connection), ThreadPoolExecutor(1) as writer:
         is_from_scratch = len(rows) == len(matrix.user_ids)
@@ -125,7 +127,7 @@ def make_lists(
                 proposed,
                 matrix=own_matrix,
                 hybrid=own_hybrid,
-                users=users,
+                users=users[part],
                 products=products,
                 popularity=popularity,
                 top_n=settings["top_n"],
