@@ -24,7 +24,7 @@ from ml_assets.scoring import (
 
 
 @contextmanager
-def small_pieces(*, rows=2, margin=1, more=2, n_threads=1):
+def small_pieces(*, rows=2, margin=1, more=2, n_threads=1, dear=32):
     """A few rows and columns at a time, so that small data takes every path."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "_TILE", 8)
@@ -32,6 +32,7 @@ def small_pieces(*, rows=2, margin=1, more=2, n_threads=1):
         patch.setattr(scoring, "_ROWS", rows)
         patch.setattr(scoring, "_MARGIN", margin)
         patch.setattr(scoring, "_MORE", more)
+        patch.setattr(scoring, "_DEAR", dear)
         patch.setattr(scoring, "n_threads", lambda: n_threads)
         patch.setattr(threads, "n_threads", lambda: n_threads)
         yield
@@ -103,10 +104,14 @@ def test_top_items_equal_a_full_sort_ties_included(
     decades=st.integers(0, 6),
     n_kinds=st.sampled_from([2, 20, 1000]),
     margin=st.sampled_from([1, 8]),
-    parts=st.sampled_from([None, (slice(0, 2), slice(2, 5))]),
+    parts=st.sampled_from(
+        [None, (slice(0, 2), slice(2, 5)), (slice(0, 1), slice(1, 3), slice(3, 5))]
+    ),
+    # At 0 the pairs that are left are asked about one by one, at 1e9 all are multiplied out.
+    dear=st.sampled_from([0, 32, 10**9]),
 )
 def test_top_items_equal_a_full_sort_whatever_the_norms(
-    seed, n_items, n_groups, k, decades, n_kinds, margin, parts
+    seed, n_items, n_groups, k, decades, n_kinds, margin, parts, dear
 ):
     rng = np.random.default_rng(seed)
     n_users = 7
@@ -134,7 +139,7 @@ def test_top_items_equal_a_full_sort_whatever_the_norms(
     }
 
     whole = find(users, items, **arguments)
-    with small_pieces(margin=margin, n_threads=2):
+    with small_pieces(margin=margin, n_threads=2, dear=dear):
         small = find(users, items, **arguments)
 
     scores = inner_products(users, items, shifts)
@@ -206,7 +211,7 @@ def looked_at(monkeypatch):
 
     def noting(scores, columns, *rest):
         found.update(columns.tolist())
-        collect(scores, columns, *rest)
+        return collect(scores, columns, *rest)
 
     monkeypatch.setattr(scoring, "_collect", noting)
     return found
@@ -237,6 +242,30 @@ def test_items_that_neither_model_alone_could_lift_into_a_list_are_not_looked_at
 
     assert together.tolist() == apart.tolist() == [[0, 1, 2]]
     assert by_both == set(range(16)) and looked_at == set(range(8))
+
+
+def test_of_a_blend_the_narrower_model_is_asked_only_about_what_it_could_lift_into_a_list(
+    monkeypatch,
+):
+    n_asked = []
+    collect = scoring._collect
+
+    def counting(*arguments):
+        n_asked.append(collect(*arguments))
+        return n_asked[-1]
+
+    monkeypatch.setattr(scoring, "_collect", counting)
+    # The second tile: 9 and at most 2.5 beside it, then 6 and as little, where the third of the
+    # first tile has 11.
+    items = np.zeros((16, 2), np.float32)
+    items[:8, 0], items[8:11, 0], items[11:, 0] = 11, 9, 6
+    items[8:, 1] = [1, 2.5, 0, 2.5, 2.5, 2.5, 2.5, 2.5]
+
+    with small_pieces(margin=12):
+        best = find(np.ones((1, 2), np.float32), items, k=3, parts=(slice(0, 1), slice(1, 2)))
+
+    assert best.tolist() == [[9, 0, 1]]
+    assert n_asked == [0, 1]
 
 
 def test_a_user_whose_taste_is_unlike_the_others_gets_what_the_others_reach_last():
