@@ -50,6 +50,7 @@ the list): the previous version is kept, so a list read just after a switch is w
 """
 
 import json
+import math
 from dataclasses import dataclass
 
 POINTER = "recmart:current"
@@ -61,7 +62,9 @@ ON_SALE = "sale"
 # Scores with six decimals, tiny and huge ones with six digits. Shortest-round-trip doubles have 17
 # digits: half of the value's bytes, for figures nobody compares that closely.
 DECIMALS = 6
-_IS_ORDINARY = "abs(score) >= 0.001 and abs(score) < 1e9"
+LEAST_ORDINARY, LEAST_HUGE = 0.001, 1e9
+# The largest double below a half: what is added before digits are cut off.
+HALF = 0.49999999999999994
 
 # One select per kind: list_id, rank, product_id, score, source, reason. {scope} is the condition on
 # the version: the warehouse holds several, a snapshot one.
@@ -153,27 +156,29 @@ class Recommendation:
 def rows_sql(kind: str, *, has_versions: bool, condition: str = "true") -> str:
     """Select the rows of lists of a kind, unordered.
 
-    Columns: list_id, rank, product_id, score_millionths, score_text, source, reason. A score is a
-    number of millionths, or, if it is tiny or huge, the text (`published_score` puts it together).
-    With has_versions the statement takes the parameter $version. The condition is on list_id and
-    rank; here and not around the statement, so that texts are only made of rows that are wanted.
+    Columns: list_id, rank, product_id, score (as the table has it, see `published_score`), source,
+    reason. With has_versions the statement takes the parameter $version. The condition is on
+    list_id and rank; here and not around the statement, so that texts are only made of rows that
+    are wanted.
     """
     rows = _ROWS[kind].format(scope="version = $version" if has_versions else "true")
     return f"""
-        select
-            list_id, rank, product_id,
-            case when {_IS_ORDINARY} then round(score * 1e{DECIMALS})::bigint else 0 end
-                as score_millionths,
-            case when not ({_IS_ORDINARY}) then format('{{:.6g}}', score) end as score_text,
-            source, reason
+        select list_id, rank, product_id, score::double as score, source, reason
         from ({rows})
         where {condition}"""
 
 
-def published_score(score_millionths: int, score_text: str | None) -> float:
-    """The score of a row of rows_sql, equal to what JSON readers make of the value in Redis."""
+def published_score(score: float) -> float:
+    """The score of a row of rows_sql as it is published: what JSON readers make of it."""
+    if not LEAST_ORDINARY <= abs(score) < LEAST_HUGE:
+        return float(score_text(score))
     # Both this division and the reading of a decimal give the double that is nearest.
-    return score_millionths / 10**DECIMALS if score_text is None else float(score_text)
+    return math.trunc(score * 10**DECIMALS + math.copysign(HALF, score)) / 10**DECIMALS
+
+
+def score_text(score: float) -> str:
+    """A tiny or huge score as it is published."""
+    return f"{score:.6g}"
 
 
 def key(version: str, kind: str) -> str:

@@ -424,12 +424,15 @@ class _SnapshotLists:
                 ) from error
             opened = self._opened
         # Sorted here and not in SQL, where it makes DuckDB read the table a second time.
-        for kind, list_id, _, product_id, millionths, text, source, reason in sorted(
+        for kind, list_id, _, product_id, score, source, reason in sorted(
             rows, key=lambda row: row[:3]
         ):
             products = found[kind, list_id]
-            score = published_score(millionths, text)
-            products.append(Recommendation(product_id, len(products) + 1, score, source, reason))
+            products.append(
+                Recommendation(
+                    product_id, len(products) + 1, published_score(score), source, reason
+                )
+            )
         return found, opened
 
     def _current(self) -> "duckdb.DuckDBPyConnection":

@@ -21,7 +21,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from exports.lists import DECIMALS
+from exports.lists import DECIMALS, HALF, LEAST_HUGE, LEAST_ORDINARY, score_text
 
 # A HSET of so many lists of 700 bytes keeps readers waiting for 0.1 ms; more gain nothing.
 _LISTS_PER_COMMAND = 50
@@ -104,7 +104,11 @@ class _Writer:
         ends = np.append(starts, rows.num_rows)[: len(starts) - n_left + 1]
         n_lists = len(ends) - 1
         n_commands = -(-n_lists // _LISTS_PER_COMMAND)
-        texts = [_text(rows.column(name)) for name in _TEXTS]
+        scores = _numbers(rows.column("score"))
+        is_ordinary = (abs(scores) >= LEAST_ORDINARY) & (abs(scores) < LEAST_HUGE)
+        odd_rows = np.flatnonzero(~is_ordinary)
+        odd = pa.array([score_text(score) for score in scores[odd_rows].tolist()], pa.string())
+        texts = [_text(each) for each in (*(rows.column(name) for name in _TEXTS), odd)]
         most = (
             _MOST_BYTES_PER_BYTE * sum(int(text[0][-1] - text[0][0]) for text in texts)
             + rows.num_rows * _MOST_BYTES_PER_ROW
@@ -119,7 +123,8 @@ class _Writer:
             self._head,
             ends,
             *texts,
-            _numbers(rows.column("score_millionths")),
+            odd_rows,
+            scores,
             np.empty(np.diff(ends).max(), dtype=np.int64),
         )
         return Commands(self._out.data[:n_bytes], n_commands, n_lists)
@@ -130,7 +135,7 @@ class _Writer:
 _compiled = njit(cache=True, nogil=True, _nrt=False)
 _inlined = njit(cache=True, nogil=True, _nrt=False, forceinline=True)
 
-_TEXTS = ("list_id", "product_id", "score_text", "source", "reason")
+_TEXTS = ("list_id", "product_id", "source", "reason")
 
 # Offsets, bytes, one bit per text that tells whether it is there (none if all are), first bit.
 _Text = tuple[np.ndarray, np.ndarray, np.ndarray, int]
@@ -256,13 +261,17 @@ def _write(
     ends: np.ndarray,
     ids: _Text,
     products: _Text,
-    score_texts: _Text,
     sources: _Text,
     reasons: _Text,
-    millionths: np.ndarray,
+    score_texts: _Text,
+    odd_rows: np.ndarray,
+    scores: np.ndarray,
     why_rows: np.ndarray,
 ) -> int:
-    """Write the commands of the lists ends[0]:ends[1], ends[1]:ends[2], ...; the bytes written."""
+    """Write the commands of the lists ends[0]:ends[1], ends[1]:ends[2], ...; the bytes written.
+
+    `score_texts` are of `odd_rows` alone, whose scores are tiny or huge.
+    """
     n_lists = len(ends) - 1
     n_digits = 3
     at = 0
@@ -286,10 +295,11 @@ def _write(
             ends[each],
             ends[each + 1],
             products,
-            score_texts,
             sources,
             reasons,
-            millionths,
+            score_texts,
+            odd_rows,
+            scores,
             why_rows,
         )
         n_bytes = end - begin - 2
@@ -311,10 +321,11 @@ def _put_value(
     start: int,
     end: int,
     products: _Text,
-    score_texts: _Text,
     sources: _Text,
     reasons: _Text,
-    millionths: np.ndarray,
+    score_texts: _Text,
+    odd_rows: np.ndarray,
+    scores: np.ndarray,
     why_rows: np.ndarray,
 ) -> int:
     n_whys = 0
@@ -335,11 +346,13 @@ def _put_value(
         out[at] = _OPEN
         at = _put_json(out, at + 1, products, row)
         out[at] = _COMMA
-        if _is_there(score_texts, row):
-            offsets, data, _, _ = score_texts
-            at = _put(out, at + 1, data, offsets[row], offsets[row + 1])
+        score = scores[row]
+        if LEAST_ORDINARY <= abs(score) < LEAST_HUGE:
+            at = _put_score(out, at + 1, score)
         else:
-            at = _put_millionths(out, at + 1, millionths[row])
+            offsets, data, _, _ = score_texts
+            place = _place_of(odd_rows, row)
+            at = _put(out, at + 1, data, offsets[place], offsets[place + 1])
         out[at] = _COMMA
         at = _put_number(out, at + 1, position)
         out[at] = _CLOSE
@@ -462,13 +475,26 @@ def _put_number(out: np.ndarray, at: int, number: int) -> int:
 
 
 @_inlined
-def _put_millionths(out: np.ndarray, at: int, millionths: int) -> int:
-    if millionths < 0:
+def _place_of(numbers: np.ndarray, number: int) -> int:
+    """Where a number stands among ascending ones."""
+    low, high = 0, len(numbers)
+    while low < high:
+        middle = (low + high) >> 1
+        if numbers[middle] < number:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@_inlined
+def _put_score(out: np.ndarray, at: int, score: float) -> int:
+    """`published_score` of an ordinary one."""
+    if score < 0:
         out[at] = _MINUS
         at += 1
-        millionths = -millionths
     # Unsigned: signed division takes a branch more for Python's rounding.
-    number = np.uint64(millionths)
+    number = np.uint64(abs(score) * _MILLION + HALF)
     whole = number // np.uint64(_MILLION)
     at = _put_number(out, at, whole)
     out[at] = _POINT

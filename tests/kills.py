@@ -391,12 +391,12 @@ class Witness:
         told = json.loads(manifest)
         for kind in KINDS:
             expected: dict[str, list[tuple]] = {}
-            for list_id, _, product_id, millionths, text, source, reason in warehouse.execute(
+            for list_id, _, product_id, score, source, reason in warehouse.execute(
                 f"select * from ({rows_sql(kind, has_versions=True)}) order by list_id, rank",
                 {"version": version},
             ).fetchall():
-                score = published_score(millionths, text)
-                expected.setdefault(list_id, []).append((product_id, score, source, reason))
+                item = (product_id, published_score(score), source, reason)
+                expected.setdefault(list_id, []).append(item)
             values: Any = client.hgetall(key(version, kind))
             found = {
                 list_id.decode(): [

@@ -11,8 +11,7 @@ _ROW = {
     "list_id": "a",
     "rank": pa.scalar(1, pa.int32()),
     "product_id": "p",
-    "score_millionths": 1,
-    "score_text": pa.scalar(None, pa.string()),
+    "score": 1.0,
     "source": "hybrid",
     "reason": "why",
 }

@@ -5,6 +5,7 @@ import os
 import signal
 from collections import defaultdict
 from contextlib import suppress
+from decimal import ROUND_HALF_UP, Decimal
 
 import duckdb
 import pyarrow as pa
@@ -58,7 +59,8 @@ def warehouse():
 def in_small_buffers(monkeypatch):
     """A few lists a buffer, so that a small shop takes several."""
     monkeypatch.setattr(redis_load, "_ROWS_PER_BATCH", 30)
-    monkeypatch.setattr(redis_load, "_LISTS_PER_RANGE", 5)
+    monkeypatch.setattr(redis_load, "_LEAST_PER_RANGE", 5)
+    monkeypatch.setattr(redis_load, "_MOST_PER_RANGE", 5)
 
 
 def load(warehouse, version, redis_url, *, ttl_seconds=HOUR, progress=None):
@@ -72,13 +74,11 @@ def table_lists(warehouse, version):
     lists = defaultdict(list)
     for kind in KINDS:
         rows = warehouse.execute(
-            "select list_id, product_id, score_millionths, score_text, source, reason "
-            f"from ({rows_sql(kind, has_versions=True)}) order by list_id, rank",
+            f"select * from ({rows_sql(kind, has_versions=True)}) order by list_id, rank",
             {"version": version.version},
         ).fetchall()
-        for list_id, product_id, millionths, text, source, reason in rows:
-            score = published_score(millionths, text)
-            lists[kind, list_id].append((product_id, score, source, reason))
+        for list_id, _, product_id, score, source, reason in rows:
+            lists[kind, list_id].append((product_id, published_score(score), source, reason))
     return dict(lists)
 
 
@@ -204,7 +204,9 @@ TEXTS = st.text(max_size=12) | st.sampled_from(
 )
 ITEMS = st.tuples(
     TEXTS,
-    st.integers(-(10**15), 10**15) | st.sampled_from(["1e-05", "-2.5e+20"]),
+    st.floats(-(10**10), 10**10)
+    | st.integers(-(10**10), 10**10).map(lambda number: number / 2e6)
+    | st.sampled_from([0.0, 1e-05, -2.5e20, 0.001, -0.0009999999, 999999999.9999999]),
     TEXTS,
     st.none() | TEXTS,
 )
@@ -213,8 +215,7 @@ COLUMNS = pa.schema(
         ("list_id", pa.string()),
         ("rank", pa.int32()),
         ("product_id", pa.string()),
-        ("score_millionths", pa.int64()),
-        ("score_text", pa.string()),
+        ("score", pa.float64()),
         ("source", pa.string()),
         ("reason", pa.string()),
     ]
@@ -247,8 +248,7 @@ def test_the_bytes_say_what_a_loop_over_lists_would_say(lists, rows_per_batch):
             "list_id": list_id,
             "rank": rank,
             "product_id": product_id,
-            "score_millionths": score if isinstance(score, int) else 0,
-            "score_text": score if isinstance(score, str) else None,
+            "score": score,
             "source": source,
             "reason": reason,
         }
@@ -274,11 +274,19 @@ def test_the_bytes_say_what_a_loop_over_lists_would_say(lists, rows_per_batch):
         for list_id, value in zip(command[2::2], command[3::2], strict=True)
     } == {
         list_id: [
-            (product_id, score / 1e6 if isinstance(score, int) else float(score), source, reason)
+            (product_id, published_score(score), source, reason)
             for product_id, score, source, reason in items
         ]
         for list_id, items in lists.items()
     }
+
+
+@settings(deadline=None)
+@given(st.floats(0.001, 1e9, exclude_max=True), st.sampled_from([1, -1]))
+def test_a_score_is_published_with_six_decimals_a_half_away_from_zero(score, sign):
+    millionths = Decimal(score * 1e6).quantize(Decimal(1), ROUND_HALF_UP)
+
+    assert published_score(sign * score) == sign * float(millionths.scaleb(-6))
 
 
 @pytest.mark.parametrize(
@@ -292,7 +300,7 @@ def test_rows_in_another_order_are_refused(order, rows_per_batch):
                 "list_id": list_id,
                 "rank": rank,
                 "product_id": "p",
-                "score_millionths": 1,
+                "score": 1.0,
                 "source": "hybrid",
             }
             for list_id, rank in order
@@ -311,8 +319,7 @@ def test_no_reason_and_an_empty_one_are_told_apart():
                 "list_id": "a",
                 "rank": rank,
                 "product_id": product_id,
-                "score_millionths": 0,
-                "score_text": "1e-07",
+                "score": 1e-07,
                 "source": "hybrid",
                 "reason": reason,
             }
