@@ -84,14 +84,19 @@ def input_gates(
     # Who builds one layer alone is asked about that one.
     wanted = context.selected_asset_check_keys
     complaints = []
+    asked = {
+        asset: gate
+        for asset, gate in ((EVENTS_KEY, ACCEPTED_EVENTS), (SIGNALS_KEY, SIGNALS))
+        if any(key.asset_key == asset for key in wanted)
+    }
     with warehouse.connect() as connection:
-        for gate, asset in ((ACCEPTED_EVENTS, EVENTS_KEY), (SIGNALS, SIGNALS_KEY)):
-            if any(key.asset_key == asset for key in wanted):
-                for result in _results(judge(connection, gate, docs_root=settings.home), asset):
-                    if dg.AssetCheckKey(asset, str(result.check_name)) in wanted:
-                        yield result
-                        if not result.passed:
-                            complaints.append(str(result.description))
+        judged = judge(connection, *asked.values(), docs_root=settings.home)
+    for asset, verdicts in zip(asked, judged, strict=True):
+        for result in _results(verdicts, asset):
+            if dg.AssetCheckKey(asset, str(result.check_name)) in wanted:
+                yield result
+                if not result.passed:
+                    complaints.append(str(result.description))
     stop(complaints, "No model was trained on it, and the last published version stays live.")
 
 
@@ -117,15 +122,13 @@ def recommendation_gates(
     """The staged version, before any reader can see it; a red one marks it as rejected."""
     with warehouse.connect() as connection:
         version = versions.staged_version(connection)
-        gates = (
+        judged = judge(
+            connection,
             recommendations_gate(version.version, recommender.top_n),
             placements_gate(version.version),
+            docs_root=settings.home,
         )
-        verdicts = [
-            verdict
-            for gate in gates
-            for verdict in judge(connection, gate, docs_root=settings.home)
-        ]
+        verdicts = [verdict for verdicts in judged for verdict in verdicts]
         complaints = [
             complaint(verdict, CANDIDATE_KEY) for verdict in verdicts if not verdict.passed
         ]

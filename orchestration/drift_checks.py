@@ -129,7 +129,7 @@ def _judge(
         if each.check in wanted
     ]
     gate = drift.gate_of(op.op_def.name, [each for each in ranges if each[0].is_judged])
-    verdicts = judge(connection, gate, docs_root=settings.home) if gate.rules else []
+    (verdicts,) = judge(connection, gate, docs_root=settings.home) if gate.rules else ([],)
     judged = drift.outcomes(
         ranges,
         {verdict.rule.name: verdict.passed for verdict in verdicts},

@@ -9,7 +9,7 @@ import importlib
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -481,22 +481,31 @@ def import_early() -> None:
     threading.Thread(target=work, daemon=True).start()
 
 
-def judge(connection: duckdb.DuckDBPyConnection, gate: Gate, *, docs_root: Path) -> list[Verdict]:
-    """Compute every rule's number in one query and let Great Expectations judge them.
+def judge(
+    connection: duckdb.DuckDBPyConnection, *gates: Gate, docs_root: Path
+) -> list[list[Verdict]]:
+    """Compute every rule's number in one query a gate and let Great Expectations judge them.
 
     Args:
         connection: The warehouse.
-        gate: The rules.
+        gates: The rules, each of a name of its own.
         docs_root: Folder for Great Expectations' project, with its Data Docs.
     """
-    columns = ", ".join(f"{rule.sql}::double as {rule.name}" for rule in gate.rules)
-    numbers = connection.execute(f"{gate.relations} select {columns}").fetchone()
-    assert numbers is not None
-    values = dict(zip((rule.name for rule in gate.rules), numbers, strict=True))
+    values: dict[str, float] = {}
+    for gate in gates:
+        columns = ", ".join(f"{rule.sql}::double as {rule.name}" for rule in gate.rules)
+        numbers = connection.execute(f"{gate.relations} select {columns}").fetchone()
+        assert numbers is not None
+        values |= zip((rule.name for rule in gate.rules), numbers, strict=True)
+    assert len(values) == sum(len(gate.rules) for gate in gates)
     with _mended_project(docs_root / "gx"):
-        _forget_old_results(docs_root / "gx" / "uncommitted", gate.name)
-        passed = _expect(gate, values, docs_root)
-    return [Verdict(rule, values[rule.name], passed[rule.name]) for rule in gate.rules]
+        for gate in gates:
+            _forget_old_results(docs_root / "gx" / "uncommitted", gate.name)
+        passed = _expect(gates, values, docs_root)
+    return [
+        [Verdict(rule, values[rule.name], passed[rule.name]) for rule in gate.rules]
+        for gate in gates
+    ]
 
 
 @contextmanager
@@ -532,7 +541,11 @@ def _forget_old_results(folder: Path, name: str) -> None:
                 run.parent.rmdir()
 
 
-def _expect(gate: Gate, values: dict[str, float], docs_root: Path) -> dict[str, bool]:
+def _expect(gates: Sequence[Gate], values: dict[str, float], docs_root: Path) -> dict[str, bool]:
+    """Whether each value is in its rule's range.
+
+    One checkpoint for all gates: each makes the pages of the whole site again.
+    """
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     # Imported here: great_expectations takes seconds to import, and most processes never judge.
     import great_expectations as gx
@@ -541,35 +554,38 @@ def _expect(gate: Gate, values: dict[str, float], docs_root: Path) -> dict[str, 
 
     context = gx.get_context(mode="file", project_root_dir=docs_root)
     context.variables.progress_bars = {"globally": False}
-    suite = gx.ExpectationSuite(
-        name=gate.name,
-        expectations=[
-            gx.expectations.ExpectColumnValuesToBeBetween(
-                column=rule.name,
-                min_value=rule.minimum,
-                max_value=rule.maximum,
-                meta={"notes": f"{rule.description} If not: {rule.remedy}."},
-            )
-            for rule in gate.rules
-        ],
-    )
     source = context.data_sources.add_or_update_pandas(name="warehouse")
-    asset = source.add_dataframe_asset(name=gate.name)
-    validation = gx.ValidationDefinition(
-        name=gate.name,
-        data=asset.add_batch_definition_whole_dataframe("counts"),
-        suite=context.suites.add_or_update(suite),
-    )
+    validations = []
+    for gate in gates:
+        suite = gx.ExpectationSuite(
+            name=gate.name,
+            expectations=[
+                gx.expectations.ExpectColumnValuesToBeBetween(
+                    column=rule.name,
+                    min_value=rule.minimum,
+                    max_value=rule.maximum,
+                    meta={"notes": f"{rule.description} If not: {rule.remedy}."},
+                )
+                for rule in gate.rules
+            ],
+        )
+        asset = source.add_dataframe_asset(name=gate.name)
+        validation = gx.ValidationDefinition(
+            name=gate.name,
+            data=asset.add_batch_definition_whole_dataframe("counts"),
+            suite=context.suites.add_or_update(suite),
+        )
+        validations.append(context.validation_definitions.add_or_update(validation))
     checkpoint = gx.Checkpoint(
-        name=gate.name,
-        validation_definitions=[context.validation_definitions.add_or_update(validation)],
+        name="-".join(gate.name for gate in gates),
+        validation_definitions=validations,
         actions=[UpdateDataDocsAction(name="data_docs")],
     )
     result = context.checkpoints.add_or_update(checkpoint).run(
         batch_parameters={"dataframe": pd.DataFrame([values])}
     )
-    (judged,) = result.run_results.values()
     return {
         outcome.expectation_config.kwargs["column"]: bool(outcome.success)
+        for judged in result.run_results.values()
         for outcome in judged.results
     }

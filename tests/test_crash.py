@@ -150,7 +150,8 @@ GATE = Gate(
 def test_gates_judge_again_after_a_run_was_killed_while_they_wrote(tmp_path, monkeypatch, name):
     def judged():
         with duckdb.connect() as connection:
-            return [verdict.value for verdict in judge(connection, GATE, docs_root=tmp_path)]
+            (verdicts,) = judge(connection, GATE, docs_root=tmp_path)
+            return [verdict.value for verdict in verdicts]
 
     assert judged() == [1]
     path = tmp_path / "gx" / name

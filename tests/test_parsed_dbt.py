@@ -1,6 +1,7 @@
 """dbt runs what was parsed last, but only where that was parsed as the line runs it."""
 
 import os
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from dbt.contracts.graph.nodes import SeedNode
 import orchestration.dbt_assets  # noqa: F401
 from orchestration import parsed_dbt
 from orchestration.parsed_dbt import DATABASE, PARSED, PROJECT, is_ours
+from orchestration.settings import PARSED_DBT
 
 
 def parsed(**changes):
@@ -46,3 +48,19 @@ def test_parsed_again_it_is_as_the_line_runs_it(tmp_path, monkeypatch):
     parsed_dbt.parse()
     assert is_ours(Manifest.from_msgpack((tmp_path / PARSED.name).read_bytes()))
     assert os.environ["RECMART_WAREHOUSE"] == str(tmp_path / "trial.duckdb")
+
+
+def test_the_warehouse_is_closed_when_dbt_ends(tmp_path):
+    folders = {"project": PROJECT, "profiles": PROJECT}
+    arguments = [f"--{name}-dir={folder}" for name, folder in folders.items()]
+    arguments += [f"--target-path={tmp_path / 'dbt'}", "--quiet"]
+    # A table that is made, and one whose source is not there.
+    for name, code in (("event_weights", 0), ("base_events", 1)):
+        done = subprocess.run(
+            [PARSED_DBT, "build", "--select", name, *arguments],
+            env={**os.environ, "RECMART_HOME": str(tmp_path)},
+        )
+
+        assert done.returncode == code
+        # What is not in the file would stand beside it, to be read again by the next.
+        assert [path.name for path in tmp_path.glob("warehouse.*")] == ["warehouse.duckdb"]
