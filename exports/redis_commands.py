@@ -107,8 +107,8 @@ class _Writer:
         scores = _numbers(rows.column("score"))
         is_ordinary = (abs(scores) >= LEAST_ORDINARY) & (abs(scores) < LEAST_HUGE)
         odd_rows = np.flatnonzero(~is_ordinary)
-        odd = pa.array([score_text(score) for score in scores[odd_rows].tolist()], pa.string())
-        texts = [_text(each) for each in (*(rows.column(name) for name in _TEXTS), odd)]
+        texts = [_text(rows.column(name)) for name in _TEXTS]
+        texts.append(_texts_of([score_text(score) for score in scores[odd_rows].tolist()]))
         most = (
             _MOST_BYTES_PER_BYTE * sum(int(text[0][-1] - text[0][0]) for text in texts)
             + rows.num_rows * _MOST_BYTES_PER_ROW
@@ -151,13 +151,25 @@ def _text(texts: pa.Array) -> _Text:
     )
 
 
+def _texts_of(texts: list[str]) -> _Text:
+    # Not pa.array, which imports pandas, for a second or two.
+    pieces = [text.encode() for text in texts]
+    offsets = np.cumsum([0, *(len(piece) for piece in pieces)], dtype=np.int32)
+    return (
+        _array(offsets.tobytes(), "int32"),
+        _array(b"".join(pieces), "uint8"),
+        _array(None, "uint8"),
+        0,
+    )
+
+
 def _numbers(numbers: pa.Array) -> np.ndarray:
-    # Not to_numpy, which imports pandas, for a second or two.
+    # Not to_numpy, for the same reason.
     found = _array(numbers.buffers()[1], str(numbers.type))
     return found[numbers.offset : numbers.offset + len(numbers)]
 
 
-def _array(buffer: pa.Buffer | None, kind: str) -> np.ndarray:
+def _array(buffer: pa.Buffer | bytes | None, kind: str) -> np.ndarray:
     found = np.frombuffer(buffer or b"", dtype=kind)
     # Some of Arrow's buffers can be written and some not, and numba would compile for each mixture.
     found.flags.writeable = False
