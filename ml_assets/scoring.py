@@ -305,7 +305,9 @@ class _Tile:
 
     @cached_property
     def whole(self) -> np.ndarray:
-        """`(d, n_columns)`: few tiles are asked for it."""
+        """`(d, n_columns)`: where there is a rest, few tiles are asked for it."""
+        if self.rest.shape[1] == 0:
+            return self.first
         return np.ascontiguousarray(self.items[self.item_of_column].T)
 
 
@@ -438,9 +440,9 @@ class _Search:
             n_left = int(reaches.sum())
             if n_left == 0:
                 continue
-            # Leaving out a few rows saves less than copying the others costs.
             # The first tile finds a limit, which the whole score is needed for.
             whole = place == 0 or limit_is_fixed or not self.rest_apart
+            # Leaving out a few rows saves less than copying the others costs.
             if (
                 n_left < 0.9 * len(active)
                 or n_left > reaches[active].sum()
