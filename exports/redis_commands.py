@@ -107,8 +107,9 @@ class _Writer:
         scores = _numbers(rows.column("score"))
         is_ordinary = (abs(scores) >= LEAST_ORDINARY) & (abs(scores) < LEAST_HUGE)
         odd_rows = np.flatnonzero(~is_ordinary)
+        odd = [score_text(score) for score in scores[odd_rows].tolist()]
         texts = [_text(rows.column(name)) for name in _TEXTS]
-        texts.append(_texts_of([score_text(score) for score in scores[odd_rows].tolist()]))
+        texts.append(_texts_at(odd_rows, odd, rows.num_rows))
         most = (
             _MOST_BYTES_PER_BYTE * sum(int(text[0][-1] - text[0][0]) for text in texts)
             + rows.num_rows * _MOST_BYTES_PER_ROW
@@ -123,7 +124,6 @@ class _Writer:
             self._head,
             ends,
             *texts,
-            odd_rows,
             scores,
             np.empty(np.diff(ends).max(), dtype=np.int64),
         )
@@ -151,12 +151,14 @@ def _text(texts: pa.Array) -> _Text:
     )
 
 
-def _texts_of(texts: list[str]) -> _Text:
+def _texts_at(at: np.ndarray, texts: list[str], n_rows: int) -> _Text:
+    """Texts of some of the rows, in order, and empty ones of the others."""
     # Not pa.array, which imports pandas, for a second or two.
     pieces = [text.encode() for text in texts]
-    offsets = np.cumsum([0, *(len(piece) for piece in pieces)], dtype=np.int32)
+    n_bytes = np.zeros(n_rows + 1, dtype=np.int32)
+    n_bytes[at + 1] = [len(piece) for piece in pieces]
     return (
-        _array(offsets.tobytes(), "int32"),
+        _array(np.cumsum(n_bytes, dtype=np.int32).tobytes(), "int32"),
         _array(b"".join(pieces), "uint8"),
         _array(None, "uint8"),
         0,
@@ -276,13 +278,12 @@ def _write(
     sources: _Text,
     reasons: _Text,
     score_texts: _Text,
-    odd_rows: np.ndarray,
     scores: np.ndarray,
     why_rows: np.ndarray,
 ) -> int:
     """Write the commands of the lists ends[0]:ends[1], ends[1]:ends[2], ...; the bytes written.
 
-    `score_texts` are of `odd_rows` alone, whose scores are tiny or huge.
+    Only scores that are tiny or huge have a text in `score_texts`.
     """
     n_lists = len(ends) - 1
     n_digits = 3
@@ -310,7 +311,6 @@ def _write(
             sources,
             reasons,
             score_texts,
-            odd_rows,
             scores,
             why_rows,
         )
@@ -336,7 +336,6 @@ def _put_value(
     sources: _Text,
     reasons: _Text,
     score_texts: _Text,
-    odd_rows: np.ndarray,
     scores: np.ndarray,
     why_rows: np.ndarray,
 ) -> int:
@@ -363,8 +362,7 @@ def _put_value(
             at = _put_score(out, at + 1, score)
         else:
             offsets, data, _, _ = score_texts
-            place = _place_of(odd_rows, row)
-            at = _put(out, at + 1, data, offsets[place], offsets[place + 1])
+            at = _put(out, at + 1, data, offsets[row], offsets[row + 1])
         out[at] = _COMMA
         at = _put_number(out, at + 1, position)
         out[at] = _CLOSE
@@ -484,19 +482,6 @@ def _put_number(out: np.ndarray, at: int, number: int) -> int:
         out[place] = _ZERO + number % 10
         number //= 10
     return end
-
-
-@_inlined
-def _place_of(numbers: np.ndarray, number: int) -> int:
-    """Where a number stands among ascending ones."""
-    low, high = 0, len(numbers)
-    while low < high:
-        middle = (low + high) >> 1
-        if numbers[middle] < number:
-            low = middle + 1
-        else:
-            high = middle
-    return low
 
 
 @_inlined

@@ -340,16 +340,14 @@ class _Search:
         reach = norms @ mean_user_norms
         # The part with the widest reach is multiplied out first.
         first_part = int(np.argmax(norms.mean(axis=0) * mean_user_norms))
-        first, others = parts[first_part], [part for part in parts if part != parts[first_part]]
+        first = parts[first_part]
         self.first_users = np.ascontiguousarray(users[:, first])
-        self.rest_of_user, rest = (
-            np.hstack([each[:, part] for part in [*others, slice(0)]]) for each in (users, items)
-        )
+        self.rest_of_user, rest = (np.delete(each, first, axis=1) for each in (users, items))
         self.rest_norm_of_user, rest_norms = (
-            _whole(np.delete(each, first_part, axis=1)) for each in (self.user_norms, norms)
+            _norms_above(np.delete(each, first_part, axis=1)) for each in (self.user_norms, norms)
         )
         # Until it turns out that too many pairs are left in reach.
-        self.rest_apart = len(others) > 0
+        self.rest_apart = rest.shape[1] > 0
         # Places are columns, counted on through all tiles.
         self.place_of_item = np.full(len(items), -1, dtype=np.int32)
         self.tiles, n_placed = [], 0
@@ -471,9 +469,10 @@ class _Search:
                 self.k,
                 limit_is_fixed,
                 is_sure,
+                whole,
                 self.rest_of_user,
                 self.rest_norm_of_user,
-                tile.rest[:, :0].copy() if whole else tile.rest,
+                tile.rest,
                 tile.rest_norms,
             )
             # No list depends on it: either way is exact.
@@ -517,7 +516,7 @@ def _norms(vectors: np.ndarray) -> np.ndarray:
     return np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
 
 
-def _whole(norms: np.ndarray) -> np.ndarray:
+def _norms_above(norms: np.ndarray) -> np.ndarray:
     """Norms of all parts together: in single precision, and certainly not below them."""
     return (np.linalg.norm(norms, axis=1) * 1.0001).astype(np.float32)
 
@@ -581,6 +580,7 @@ def _collect(
     k: int,
     limit_is_fixed: bool,
     is_sure: np.ndarray,
+    is_whole: bool,
     rest_of_user: np.ndarray,
     rest_norm_of_user: np.ndarray,
     rest_of_column: np.ndarray,
@@ -589,12 +589,11 @@ def _collect(
     """Keep the scores of a tile that may be among a user's k best.
 
     `scores` holds a row of as many scores as there are columns for each active user, and a word
-    more that may be read. What the rest of the vectors adds is asked for pair by pair; returned
-    is for how many.
+    more that may be read. Unless they are the whole scores, what the rest of the vectors adds is
+    asked for pair by pair; returned is for how many.
     """
     n_columns = len(item_of_column)
-    has_rest = rest_of_column.shape[1] > 0
-    longest_rest = rest_norm_of_column.max() if has_rest else np.float32(0)
+    longest_rest = rest_norm_of_column.max()
     n_asked = 0
     n_places = found_score.shape[1]
     heap = np.empty(k, dtype=np.float32)
@@ -606,10 +605,10 @@ def _collect(
         own_shift = shift[row]
         own_limit = limit[row] - own_shift
         user = user_of_row[row]
-        rest_norm = rest_norm_of_user[user]
+        rest_norm = np.float32(0) if is_whole else rest_norm_of_user[user]
         begin, end = exclude_indptr[user], exclude_indptr[user + 1]
         values = scores[i * n_columns : (i + 1) * n_columns]
-        if own_limit == -np.inf and n_columns >= WORD and not (limit_is_fixed or has_rest):
+        if own_limit == -np.inf and n_columns >= WORD and is_whole and not limit_is_fixed:
             for at in range(begin, end):
                 column = place_of_item[exclude_indices[at]] - first_place
                 if 0 <= column < n_columns:
@@ -627,9 +626,7 @@ def _collect(
                 above &= above - ONE
                 score = values[column]
                 # The limit may have been raised.
-                if not has_rest and not score > own_limit:
-                    continue
-                if has_rest and not score + rest_norm * rest_norm_of_column[column] > own_limit:
+                if not score + rest_norm * rest_norm_of_column[column] > own_limit:
                     continue
                 item = item_of_column[column]
                 low, high = begin, end
@@ -641,7 +638,7 @@ def _collect(
                         high = middle
                 if low < end and exclude_indices[low] == item:
                     continue
-                if has_rest:
+                if not is_whole:
                     n_asked += 1
                     score += _quick_inner(rest_of_user[user], rest_of_column[column])
                     if not score > own_limit:

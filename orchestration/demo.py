@@ -10,6 +10,7 @@ from pathlib import Path
 import duckdb
 
 from exports.errors import PseudonymError
+from orchestration.ending import end_process
 from orchestration.failures import MAKE_ROOM, sentences
 from orchestration.settings import REPOSITORY, Settings, from_environment, keep_private
 
@@ -152,8 +153,4 @@ def redis_line(settings: Settings) -> str:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # duckdb's bindings print pages about leaked references when the interpreter takes itself apart.
-    os._exit(code)
+    end_process(main())

@@ -488,7 +488,7 @@ def judge(
 
     Args:
         connection: The warehouse.
-        gates: The rules, each of a name of its own.
+        gates: The rules, no two of one name.
         docs_root: Folder for Great Expectations' project, with its Data Docs.
     """
     values: dict[str, float] = {}

@@ -18,6 +18,8 @@ from dbt.cli.main import dbtRunner
 from dbt.contracts.graph.manifest import Manifest
 from dbt.contracts.graph.nodes import SeedNode
 
+from orchestration.ending import end_process
+
 PROJECT = Path(__file__).resolve().parents[1] / "dbt_project"
 PARSED = PROJECT / "target" / "partial_parse.msgpack"
 # DuckDB names a database by its file, `ml_assets.warehouse.Warehouse` the file.
@@ -28,10 +30,7 @@ def main() -> NoReturn:
     """Run dbt and end the process: with 1 for nodes that failed, 2 for anything else."""
     code = _run()
     DuckDBConnectionManager.close_all_connections()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Python takes most of a second to take apart what nobody needs any more.
-    os._exit(code)
+    end_process(code)
 
 
 def _run() -> int:

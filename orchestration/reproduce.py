@@ -39,6 +39,7 @@ from exports.origins import (
 )
 from exports.versions import Version
 from ml_assets.threads import n_threads
+from orchestration.ending import end_process
 from orchestration.settings import (
     CONFIG_FILES,
     REPOSITORY,
@@ -448,8 +449,4 @@ def _warehouse(settings: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # As in `demo.py`: duckdb's bindings print pages when the interpreter takes itself apart.
-    os._exit(code)
+    end_process(main())

@@ -241,11 +241,9 @@ def run_line(began: Any, environment: dict[str, str]) -> None:
     began.set()
     sys.argv = ["demo"]
     from orchestration import demo
+    from orchestration.ending import end_process
 
-    code = demo.main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    end_process(demo.main())
 
 
 def publish_taste(
