@@ -1,7 +1,7 @@
 """The models and lists as Dagster assets: thin, each a call of a function next door."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import date
 from typing import Any
 
@@ -335,31 +335,28 @@ def collaborative_model(
     key=["ml", "user_factors"],
     group_name="ml",
     kinds={"python", "duckdb"},
-    ins={
-        "signals": _table("marts", "signals", frame=SIGNALS),
-        "users": _table("marts", "users", frame=USERS),
-        "products": _table("marts", "products", frame=PRODUCTS),
-        "item_factors": _table("ml", "item_factors"),
-    },
+    deps=[["marts", "signals"], ["marts", "users"], ["marts", "products"], ["ml", "item_factors"]],
 )
 def user_factors(
-    signals: pl.DataFrame,
-    users: pl.DataFrame,
-    products: pl.DataFrame,
-    item_factors: pl.DataFrame,
-    recommender: RecommenderSettings,
-    warehouse: dg.ResourceParam[Warehouse],
+    recommender: RecommenderSettings, warehouse: dg.ResourceParam[Warehouse]
 ) -> pl.DataFrame:
     """als: its vector of each user, solved from their signals of today. One row per user."""
     from ml_assets.model_tables import factor_frame, vectors_of
     from ml_assets.models import als_user_factors
     from ml_assets.signal_matrix import build_signal_matrix
 
-    items = vectors_of(item_factors, products["product_id"].sort(), "factors")
-    if items is None:
-        return pl.DataFrame(schema={"user_id": pl.String, "factors": pl.Array(pl.Float32, 1)})
+    with warehouse.connect() as connection:
+        table = _read_all(connection, {"marts.products": PRODUCTS.names(), "ml.item_factors": None})
+        product_ids = table["marts.products"]["product_id"]
+        items = vectors_of(table["ml.item_factors"], product_ids.sort(), "factors")
+        if items is None:
+            # Without reading millions of signals for nothing.
+            return pl.DataFrame(schema={"user_id": pl.String, "factors": pl.Array(pl.Float32, 1)})
+        table = _read_all(
+            connection, {"marts.signals": SIGNALS.names(), "marts.users": USERS.names()}
+        )
     matrix = build_signal_matrix(
-        signals, user_ids=users["user_id"], product_ids=products["product_id"]
+        table["marts.signals"], user_ids=table["marts.users"]["user_id"], product_ids=product_ids
     )
     settings = recommender.in_force(warehouse).as_settings()
     vectors = als_user_factors(items, matrix.history, settings=settings)
@@ -456,7 +453,7 @@ def lists(
     settings = recommender.in_force(warehouse)
     _, as_of = _days(warehouse)
     with warehouse.connect() as connection:
-        table = _read_all(connection)
+        table = _read_all(connection, LISTS_FROM)
         # Popped: the tables of millions of rows are given back before lists take their memory.
         matrix = build_signal_matrix(
             table.pop("marts.signals"),
@@ -523,9 +520,11 @@ def lists(
         yield dg.MaterializeResult(asset_key=["ml", name], metadata=metadata)
 
 
-def _read_all(connection: duckdb.DuckDBPyConnection) -> dict[str, pl.DataFrame]:
+def _read_all(
+    connection: duckdb.DuckDBPyConnection, tables: Mapping[str, list[str] | None]
+) -> dict[str, pl.DataFrame]:
     try:
-        return {name: read_table(connection, name, columns) for name, columns in LISTS_FROM.items()}
+        return {name: read_table(connection, name, columns) for name, columns in tables.items()}
     except MissingTableError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from None
 

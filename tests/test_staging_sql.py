@@ -450,6 +450,7 @@ def test_a_shop_without_accepted_events_is_told_where_to_look(tmp_path: Path):
     [
         ({"as_of": "soon"}, 'The variable as_of is "soon": expected a date'),
         ({"trending_days": "a week"}, "trending_days is a week: expected a whole number of 1"),
+        ({"anchors_per_user": 32}, "anchors_per_user is 32: expected a whole number of 1 to 31"),
         ({"sale_share": 10}, "sale_share is 10: expected a share below 1, such as 0.1"),
         ({"segments": "gender"}, "segments is gender: expected a list of columns"),
     ],

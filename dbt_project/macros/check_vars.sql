@@ -46,6 +46,12 @@
             ) %}
         {% endif %}
     {% endfor %}
+    {% if var('anchors_per_user') > 31 %}
+        {% do exceptions.raise_compiler_error(
+            'The variable anchors_per_user is ' ~ var('anchors_per_user') ~ ': expected a whole'
+            ~ ' number of 1 to 31. Correct it in dbt_project/dbt_project.yml or in --vars.'
+        ) %}
+    {% endif %}
     {% if var('sale_share') >= 1 %}
         {% do exceptions.raise_compiler_error(
             'The variable sale_share is ' ~ var('sale_share') ~ ': expected a share below 1, such as'

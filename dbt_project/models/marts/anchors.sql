@@ -1,4 +1,6 @@
 -- Grain: one row per (user, rank): a product the user cared for lately, to show others beside.
+-- Places and families as numbers, and a user's places as the bits of one number: half the time of
+-- joining and grouping millions of texts.
 with
 
 signals as (
@@ -7,15 +9,15 @@ signals as (
 
 ),
 
-products as (
+catalogue as materialized (
 
-    select * from {{ ref('products') }}
-
-),
-
-with_pairs as (
-
-    select distinct product_id from {{ ref('product_pairs') }}
+    select
+        product_id,
+        {{ product_number() }} as product_number,
+        title,
+        text is not null as has_text,
+        product_id in (select product_id from {{ ref('product_pairs') }}) as has_pairs
+    from {{ ref('products') }}
 
 ),
 
@@ -24,7 +26,7 @@ recent as (
     -- Of one invoice, whose lines have one time, what goes with most and was bought most.
     select
         signals.user_id,
-        signals.product_id,
+        catalogue.product_number,
         signals.n_purchases > 0 as is_bought,
         signals.n_carts > 0 as is_in_cart,
         signals.last_at,
@@ -32,15 +34,14 @@ recent as (
             partition by signals.user_id
             order by
                 signals.last_at desc,
-                with_pairs.product_id is null,
+                catalogue.has_pairs desc,
                 signals.weight desc,
-                signals.product_id
+                catalogue.product_number
         ) as place
     from signals
-    inner join products using (product_id)
-    left join with_pairs using (product_id)
+    inner join catalogue using (product_id)
     -- Similar products are found by text.
-    where with_pairs.product_id is not null or products.text is not null
+    where catalogue.has_pairs or catalogue.has_text
     qualify place <= 4 * {{ var('anchors_per_user') }}
 
 ),
@@ -48,32 +49,35 @@ recent as (
 families as (
 
     select
-        recent.user_id,
-        recent.product_id,
-        recent.place,
-        families.family
-    from recent
-    inner join {{ ref('int_title_families') }} as families using (product_id)
+        catalogue.product_number,
+        dense_rank() over (order by families.family)::integer as family_number
+    from {{ ref('int_title_families') }} as families
+    inner join catalogue using (product_id)
 
 ),
 
+family_places as (
+
+    select
+        recent.user_id,
+        families.family_number,
+        bit_or({{ place_bit('recent.place') }}) as places
+    from recent
+    inner join families using (product_number)
+    group by recent.user_id, families.family_number
+
+),
+
+-- Three rows beside three lunch bags would be one row thrice. Of each family all but the first place,
+-- which is its lowest bit.
 variants as (
 
-    -- Three rows beside three lunch bags would be one row thrice.
-    select distinct
-        families.user_id,
-        families.product_id
-    from families
-    inner join (
-        select
-            user_id,
-            family,
-            min(place) as first_place
-        from families
-        group by all
-        having count(*) > 1
-    ) as several using (user_id, family)
-    where families.place > several.first_place
+    select
+        user_id,
+        bit_or(places & (places - 1)) as places
+    from family_places
+    where places & (places - 1) <> 0
+    group by user_id
 
 ),
 
@@ -81,18 +85,21 @@ ranked as (
 
     select
         recent.*,
-        row_number() over (partition by recent.user_id order by recent.place) as rank
+        coalesce(variants.places, 0) as left_out,
+        recent.place - bit_count(left_out & ({{ place_bit('recent.place') }} - 1)) as rank
     from recent
-    anti join variants using (user_id, product_id)
-    qualify rank <= {{ var('anchors_per_user') }}
+    left join variants using (user_id)
+    where
+        left_out & {{ place_bit('recent.place') }} = 0
+        and rank <= {{ var('anchors_per_user') }}
 
 )
 
 select
     ranked.user_id,
     ranked.rank::integer as rank,
-    ranked.product_id,
-    coalesce(products.title, ranked.product_id) as title,
+    catalogue.product_id,
+    coalesce(catalogue.title, catalogue.product_id) as title,
     case
         when ranked.is_bought then 'bought'
         when ranked.is_in_cart then 'put in cart'
@@ -100,4 +107,4 @@ select
     end as kind,
     ranked.last_at
 from ranked
-inner join products using (product_id)
+inner join catalogue using (product_number)
