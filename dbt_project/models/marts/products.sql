@@ -28,6 +28,16 @@ past as (
 
 ),
 
+-- Empty but for a past day: the days are millions.
+touched as (
+
+    select distinct days.product_id
+    from days
+    cross join past
+    where past.is_past and days.event_on <= (select as_of from as_of)
+
+),
+
 known as (
 
     select products.*
@@ -37,9 +47,7 @@ known as (
         not past.is_past
         or products.added_at is null
         or products.added_at::date <= (select as_of from as_of)
-        or products.product_id in (
-            select days.product_id from days where days.event_on <= (select as_of from as_of)
-        )
+        or products.product_id in (select product_id from touched)
 
 )
 
