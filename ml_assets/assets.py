@@ -22,10 +22,8 @@ from ml_assets.frames import (
     NEIGHBOURS,
     POPULARITY,
     PRODUCTS,
-    PRODUCTS_BY_CATEGORY,
     RECOMMENDATIONS,
     RULE_COST,
-    SCORED_POPULARITY,
     SIGNALS,
     USERS,
 )
@@ -533,20 +531,16 @@ def _read_all(
     key=["ml", "similar_products"],
     group_name="ml",
     kinds={"python", "duckdb"},
-    ins={
-        "products": _table("marts", "products", frame=PRODUCTS_BY_CATEGORY),
-        "popularity": _table("marts", "popularity", frame=SCORED_POPULARITY),
-        "item_factors": _table("ml", "item_factors"),
-        "item_neighbours": _table("ml", "item_neighbours"),
-        "content_neighbours": _table("ml", "content_neighbours"),
-    },
+    deps=[
+        ["marts", "products"],
+        ["marts", "popularity"],
+        ["ml", "item_factors"],
+        ["ml", "item_neighbours"],
+        ["ml", "content_neighbours"],
+    ],
 )
 def similar_products(
-    products: pl.DataFrame,
-    popularity: pl.DataFrame,
-    item_factors: pl.DataFrame,
-    item_neighbours: pl.DataFrame,
-    content_neighbours: pl.DataFrame,
+    context: dg.AssetExecutionContext,
     recommender: RecommenderSettings,
     warehouse: dg.ResourceParam[Warehouse],
 ) -> pl.DataFrame:
@@ -554,28 +548,17 @@ def similar_products(
 
     One row per (product, rank).
     """
-    from ml_assets import recommend
-    from ml_assets.model_tables import likeness_of
-    from ml_assets.similar import fill_from_category
+    from ml_assets.similar import similar_lists
 
-    settings = recommender.in_force(warehouse)
-    product_ids = products["product_id"].sort()
-    similar = recommend.similar_products(
-        likeness_of(
-            product_ids,
-            item_factors=item_factors,
-            item_neighbours=item_neighbours,
-            content_neighbours=content_neighbours,
-            k=settings.content_neighbours,
-            block_bytes=settings.block_megabytes << 20,
-            w_cf=1 - settings.similar_w_content,
-            w_content=settings.similar_w_content,
-        ),
-        products=products,
-        product_ids=product_ids,
-        k=settings.similar,
-    )
-    return fill_from_category(similar, products=products, popularity=popularity, k=settings.similar)
+    settings = recommender.in_force(warehouse).as_settings()
+    with warehouse.connect() as connection:
+        try:
+            lists, is_kept = similar_lists(connection, settings=settings)
+        except MissingTableError as error:
+            raise dg.Failure(description=str(error), allow_retries=False) from None
+    if is_kept:
+        context.log.info("models and catalogue are as before: what is alike was kept")
+    return lists
 
 
 # The tables of the backtest by name: schema, columns and description.

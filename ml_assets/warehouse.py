@@ -119,8 +119,30 @@ def read_table(
     Raises:
         MissingTableError: if nothing has built it yet.
     """
-    try:
+    with _named_if_missing(table):
         return connection.sql(f"select {', '.join(columns or ['*'])} from {table}").pl()
+
+
+def table_hash(
+    connection: duckdb.DuckDBPyConnection, table: str, columns: list[str] | None = None
+) -> int:
+    """A number that changes with any row of a table, whatever their order; no row may occur twice.
+
+    Raises:
+        MissingTableError: if nothing has built it yet.
+    """
+    rows = f"select {', '.join(columns or ['*'])} from {table}"
+    with _named_if_missing(table):
+        ((found,),) = connection.execute(
+            f"select coalesce(bit_xor(hash(chosen)), 0) from ({rows}) as chosen"
+        ).fetchall()
+    return int(found)
+
+
+@contextmanager
+def _named_if_missing(table: str) -> Iterator[None]:
+    try:
+        yield
     except duckdb.CatalogException as error:
         raise MissingTableError(
             f"The table {table} is not there yet. Run the job daily_recommendations once: it "
