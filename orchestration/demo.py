@@ -10,8 +10,8 @@ from pathlib import Path
 import duckdb
 
 from exports.errors import PseudonymError
-from orchestration.ending import end_process
 from orchestration.failures import MAKE_ROOM, sentences
+from orchestration.processes import end_process, imported_at_once
 from orchestration.settings import REPOSITORY, Settings, from_environment, keep_private
 
 TITLES = """
@@ -59,10 +59,11 @@ def main() -> int:
             REPOSITORY / "orchestration" / "dagster.yaml", dagster_home / "dagster.yaml"
         )
     # Imported here: DAGSTER_HOME must be set first, and the import takes seconds.
-    import dagster as dg
-    from sqlalchemy.exc import OperationalError
+    with imported_at_once():
+        import dagster as dg
+        from sqlalchemy.exc import OperationalError
 
-    from orchestration.definitions import defs
+        from orchestration.definitions import defs
 
     started = time.monotonic()
     try:

@@ -39,7 +39,7 @@ from exports.origins import (
 )
 from exports.versions import Version
 from ml_assets.threads import n_threads
-from orchestration.ending import end_process
+from orchestration.processes import end_process
 from orchestration.settings import (
     CONFIG_FILES,
     REPOSITORY,

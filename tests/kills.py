@@ -241,7 +241,7 @@ def run_line(began: Any, environment: dict[str, str]) -> None:
     began.set()
     sys.argv = ["demo"]
     from orchestration import demo
-    from orchestration.ending import end_process
+    from orchestration.processes import end_process
 
     end_process(demo.main())
 

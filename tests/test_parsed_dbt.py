@@ -1,5 +1,6 @@
-"""dbt runs what was parsed last, but only where that was parsed as the line runs it."""
+"""Processes of the line; dbt runs what was parsed last, but only if it was as the line runs it."""
 
+import gc
 import os
 import subprocess
 from dataclasses import replace
@@ -12,6 +13,7 @@ from dbt.contracts.graph.nodes import SeedNode
 import orchestration.dbt_assets  # noqa: F401
 from orchestration import parsed_dbt
 from orchestration.parsed_dbt import DATABASE, PARSED, PROJECT, is_ours
+from orchestration.processes import imported_at_once
 from orchestration.settings import PARSED_DBT
 
 
@@ -64,3 +66,11 @@ def test_the_warehouse_is_closed_when_dbt_ends(tmp_path):
         assert done.returncode == code
         # What is not in the file would stand beside it, to be read again by the next.
         assert [path.name for path in tmp_path.glob("warehouse.*")] == ["warehouse.duckdb"]
+
+
+def test_garbage_is_looked_for_again_even_after_an_import_that_failed():
+    with pytest.raises(ImportError), imported_at_once():
+        assert not gc.isenabled()
+        import orchestration.there_is_no_such_module  # noqa: F401
+
+    assert gc.isenabled()
