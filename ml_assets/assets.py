@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import date
 from typing import Any
 
@@ -521,8 +522,15 @@ def lists(
 def _read_all(
     connection: duckdb.DuckDBPyConnection, tables: Mapping[str, list[str] | None]
 ) -> dict[str, pl.DataFrame]:
-    try:
+    with failed_if_missing():
         return {name: read_table(connection, name, columns) for name, columns in tables.items()}
+
+
+@contextmanager
+def failed_if_missing() -> Iterator[None]:
+    """A table that is not there yet ends the step with its sentence; trying again will not help."""
+    try:
+        yield
     except MissingTableError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from None
 
@@ -551,11 +559,8 @@ def similar_products(
     from ml_assets.similar import similar_lists
 
     settings = recommender.in_force(warehouse).as_settings()
-    with warehouse.connect() as connection:
-        try:
-            lists, is_kept = similar_lists(connection, settings=settings)
-        except MissingTableError as error:
-            raise dg.Failure(description=str(error), allow_retries=False) from None
+    with warehouse.connect() as connection, failed_if_missing():
+        lists, is_kept = similar_lists(connection, settings=settings)
     if is_kept:
         context.log.info("models and catalogue are as before: what is alike was kept")
     return lists

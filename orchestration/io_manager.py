@@ -5,7 +5,8 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from ml_assets.warehouse import MissingTableError, Warehouse, read_table
+from ml_assets.assets import failed_if_missing
+from ml_assets.warehouse import Warehouse, read_table
 
 
 class WarehouseIOManager(dg.IOManager):
@@ -35,8 +36,5 @@ class WarehouseIOManager(dg.IOManager):
         """Read the table; only the columns of the input's `frame` metadata, if it has one."""
         schema, table = context.asset_key.path
         definition: dict[str, Any] = dict(context.definition_metadata or {})
-        with self._warehouse.connect() as connection:
-            try:
-                return read_table(connection, f"{schema}.{table}", definition.get("columns"))
-            except MissingTableError as error:
-                raise dg.Failure(description=str(error), allow_retries=False) from None
+        with self._warehouse.connect() as connection, failed_if_missing():
+            return read_table(connection, f"{schema}.{table}", definition.get("columns"))

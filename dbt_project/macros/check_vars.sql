@@ -26,15 +26,19 @@
         'min_prices': 1,
         'sale_share': 0.001,
     } %}
+    {# Four times as many places are the bits of one number: see place_bit. #}
+    {% set most = {'anchors_per_user': 31} %}
     {% set fractions = ['half_life_days', 'sale_share'] %}
     {% for name, minimum in least.items() %}
         {% set value = var(name) %}
         {% if value is not number or value is boolean or value < minimum
-            or (value is not integer and name not in fractions) %}
+            or (value is not integer and name not in fractions)
+            or value > most.get(name, value) %}
             {% do exceptions.raise_compiler_error(
                 'The variable ' ~ name ~ ' is ' ~ value ~ ': expected a '
                 ~ ('number' if name in fractions else 'whole number') ~ ' of ' ~ minimum
-                ~ ' or more. Correct it in dbt_project/dbt_project.yml or in --vars.'
+                ~ (' to ' ~ most[name] if name in most else ' or more')
+                ~ '. Correct it in dbt_project/dbt_project.yml or in --vars.'
             ) %}
         {% endif %}
     {% endfor %}
@@ -46,12 +50,6 @@
             ) %}
         {% endif %}
     {% endfor %}
-    {% if var('anchors_per_user') > 31 %}
-        {% do exceptions.raise_compiler_error(
-            'The variable anchors_per_user is ' ~ var('anchors_per_user') ~ ': expected a whole'
-            ~ ' number of 1 to 31. Correct it in dbt_project/dbt_project.yml or in --vars.'
-        ) %}
-    {% endif %}
     {% if var('sale_share') >= 1 %}
         {% do exceptions.raise_compiler_error(
             'The variable sale_share is ' ~ var('sale_share') ~ ': expected a share below 1, such as'
