@@ -250,7 +250,7 @@ def _make_room(
     """Delete the rows of users who are touched or gone."""
     if is_from_scratch:
         for table, schema in _BY_USER.items():
-            _replace(connection, table, pl.DataFrame(schema=schema))
+            _create_empty(connection, table, pl.DataFrame(schema=schema))
         return
     kept = pl.DataFrame({"user_id": user_ids.filter(pl.Series(~touched.is_touched))})
     connection.register("kept", kept.to_arrow())
@@ -267,6 +267,18 @@ def _append(connection: duckdb.DuckDBPyConnection, frames: Mapping[str, pl.DataF
         part = frame.to_arrow()
         connection.execute(f"insert into ml.{table} by name from part")
         del part
+
+
+def _create_empty(connection: duckdb.DuckDBPyConnection, table: str, frame: pl.DataFrame) -> None:
+    connection.register("whole", frame.to_arrow())
+    rows = connection.table("whole")
+    columns = ", ".join(
+        f'"{name}" {kind}' for name, kind in zip(rows.columns, rows.types, strict=True)
+    )
+    # Not "as" the frame: where a table is created as one without rows, nobody sees the many that
+    # the same transaction appends until the file is checkpointed, and a process that is killed
+    # before loses them (DuckDB 2.0.0).
+    connection.execute(f"create or replace table ml.{table} ({columns})")
 
 
 def _replace(connection: duckdb.DuckDBPyConnection, table: str, frame: pl.DataFrame) -> None:

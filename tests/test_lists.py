@@ -355,6 +355,23 @@ def test_rows_of_users_who_are_not_touched_are_not_written_again(connection, sho
     assert written == [("000",)]
 
 
+def test_the_rows_of_a_first_run_are_seen_before_its_connection_is_closed(connection):
+    shop = window_shoppers("item_item")
+    shop = replace(
+        shop,
+        signals=shop.signals.clear(),
+        users=users_of(dict.fromkeys(f"{n:05}" for n in range(40_000))),
+        # From 122,880 rows on DuckDB writes what is appended at once to the file.
+        settings={**shop.settings, "users_per_part": 40_000},
+    )
+
+    make(connection, shop)
+
+    assert connection.execute(
+        "select count(product_id), sum(rank) from ml.recommendations"
+    ).fetchall() == [(160_000, 400_000)]
+
+
 def test_a_user_who_does_something_gets_a_new_list(connection, shop):
     make(connection, shop)
 
