@@ -47,6 +47,23 @@ def _compare(typing_context, values, start, limit):  # type: ignore[no-untyped-d
 
 
 @intrinsic
+def fetch(typing_context, values, at):  # type: ignore[no-untyped-def]
+    """Have the line of memory that holds values[at] brought near, without waiting for it."""
+
+    def code(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        flag, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, flag, flag, flag])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        address = builder.bitcast(builder.gep(array.data, [arguments[1]]), pointer)
+        # To be read; into the nearest cache; data.
+        builder.call(function, [address, flag(0), flag(3), flag(1)])
+        return context.get_dummy_value()
+
+    return types.void(values, types.intp), code
+
+
+@intrinsic
 def lowest_bit(typing_context, word):  # type: ignore[no-untyped-def]
     """The place of the lowest bit of a uint64 that has one."""
 

@@ -13,7 +13,15 @@ import numpy as np
 import scipy.sparse as sp
 from numba import njit
 
-from ml_assets.bits import ONE, WORD, as_ordered, from_ordered, lowest_bit, which_are_above
+from ml_assets.bits import (
+    ONE,
+    WORD,
+    as_ordered,
+    fetch,
+    from_ordered,
+    lowest_bit,
+    which_are_above,
+)
 from ml_assets.threads import Scratch, over_blocks, run_over_blocks
 
 NOTHING = -1
@@ -216,6 +224,22 @@ def _item_of(candidate: np.uint64) -> np.int64:
     return np.int64(_ITEM_BITS - (candidate & _ITEM_BITS))
 
 
+# The rows to add up lie anywhere in memory, and the processor cannot guess which comes next. To
+# wait for them took half the time, so each is asked for while others are added up: two ahead of a
+# model's rows, with hundreds of entries, and more of users' rows, with a dozen.
+_AHEAD = 2
+_USERS_AHEAD = 8
+# Numbers of four bytes in a line of memory.
+_LINE = 16
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _fetch_row(row: int, indptr: np.ndarray, indices: np.ndarray, data: np.ndarray) -> None:
+    for nth in range(indptr[row], indptr[row + 1], _LINE):
+        fetch(indices, nth)
+        fetch(data, nth)
+
+
 @njit(cache=True, nogil=True)
 def _nearest(
     start: int,
@@ -239,26 +263,30 @@ def _nearest(
 ) -> None:
     k = index.shape[1]
     for source in range(start, stop):
-        n_touched = 0
+        n_touched = np.uint64(0)
         for at in range(column_indptr[source], column_indptr[source + 1]):
+            if at + 2 * _USERS_AHEAD < len(column_users):
+                fetch(row_indptr, column_users[at + 2 * _USERS_AHEAD])
+                _fetch_row(column_users[at + _USERS_AHEAD], row_indptr, row_items, row_weights)
             user = column_users[at]
             amount = column_weights[at]
-            for place in range(row_indptr[user], row_indptr[user + 1]):
+            # Unsigned: signed places take instructions more, since they may count from the end.
+            for place in range(np.uint64(row_indptr[user]), np.uint64(row_indptr[user + 1])):
                 item = row_items[place]
                 gain = amount * row_weights[place]
-                before = total[item]
+                before = total[np.uint64(item)]
                 # Written down in any case, and kept if it is the first time: a branch that goes
                 # either way would cost more than all the rest. A gain of zero would leave the
                 # total at zero, and the item be noted again.
                 touched[n_touched] = item
-                n_touched += (before == 0) & (gain > 0)
-                total[item] = before + gain
+                n_touched += np.uint64((before == 0) & (gain > 0))
+                total[np.uint64(item)] = before + gain
         total[source] = 0
         for i in range(n_touched):
             item = touched[i]
             values[i] = total[item] * target_scale[item]
             total[item] = 0
-        n = _largest_values(values, touched, n_touched, k, candidates)
+        n = _largest_values(values, touched, np.int64(n_touched), k, candidates)
         for i in range(n):
             item = _item_of(candidates[i])
             total[item] = from_ordered(candidates[i] >> _HALF) * source_scale[source]
@@ -482,6 +510,9 @@ def best_by_history(
         inverse_deviation=np.zeros((2, n_users)),
         mean=np.zeros((2, n_users)),
     )
+    about_item = (
+        one.knows_item * _ONE_KNOWS + two.knows_item * _TWO_KNOWS + ~eligible * _IS_UNAVAILABLE
+    )
 
     def work(start: int, stop: int, own: tuple[np.ndarray, ...]) -> None:
         _best(
@@ -492,7 +523,6 @@ def best_by_history(
             w_two,
             exclude.indptr,
             exclude.indices,
-            eligible,
             *own,
             lists.items,
             lists.score,
@@ -508,7 +538,7 @@ def best_by_history(
             np.zeros(n_items),
             np.zeros(n_items),
             np.empty(n_items + WORD),
-            np.zeros(n_items, np.bool_),
+            about_item.copy(),
         )
 
     for done in over_blocks(work, n_users, scratch=scratch):
@@ -564,32 +594,37 @@ def _add_up(
     touched: np.ndarray,
     n_touched: int,
     sums: np.ndarray,
-) -> int:
+) -> np.int64:
     """Add one user's history times the model into `sums`; note what it arrives at.
 
     Sums stand side by side in the order in which items are first arrived at, since a user's few
     thousand stay in the processor's nearest cache and a catalogue's do not. `place_of` says where
     an item's sum is, counted from 1; 0 for one that was not touched.
     """
+    n = np.uint64(n_touched)
     for at in range(begin, end):
+        if at + _AHEAD < len(items):
+            _fetch_row(items[at + _AHEAD], indptr, indices, data)
         source = items[at]
         # np.float64, since numba's float leaves a float32 as it is.
         amount = np.float64(weights[at])
-        for nth in range(indptr[source], indptr[source + 1]):
+        for nth in range(np.uint64(indptr[source]), np.uint64(indptr[source + 1])):
             item = indices[nth]
-            place = np.int64(place_of[item])
-            # Without a branch: see _nearest.
-            is_new = place == 0
-            touched[n_touched] = item
-            n_touched += is_new
-            place += is_new * n_touched
-            place_of[item] = place
-            sums[place - 1] += amount * np.float64(data[nth])
-    return n_touched
+            place = np.uint64(place_of[np.uint64(item)])
+            # Without a branch, and unsigned: see _nearest.
+            is_new = np.uint64(place == 0)
+            touched[n] = item
+            n += is_new
+            place += is_new * n
+            place_of[np.uint64(item)] = np.int32(place)
+            sums[place - ONE] += amount * np.float64(data[nth])
+    return np.int64(n)
 
 
 @njit(cache=True, nogil=True)
-def _drop_cancelled(touched: np.ndarray, n_touched: int, one: np.ndarray, two: np.ndarray) -> int:
+def _drop_cancelled(
+    touched: np.ndarray, n_touched: int, place_of: np.ndarray, one: np.ndarray, two: np.ndarray
+) -> int:
     """Leave out what came to 0 in both models: nothing speaks for it."""
     n_zero = 0
     for i in range(n_touched):
@@ -598,6 +633,7 @@ def _drop_cancelled(touched: np.ndarray, n_touched: int, one: np.ndarray, two: n
         return n_touched
     n = 0
     for i in range(n_touched):
+        place_of[touched[i]] = 0
         touched[n], one[n], two[n] = touched[i], one[i], two[i]
         n += (one[i] != 0) | (two[i] != 0)
     one[n:n_touched] = 0
@@ -634,6 +670,26 @@ def _inverse_deviation(sums: np.ndarray, n_touched: int, n_known: int) -> tuple[
     return mean, 1.0 / np.sqrt(variance)
 
 
+# What there is to know about an item, in one number: looked up once for each item and user.
+_ONE_KNOWS, _TWO_KNOWS, _IS_UNAVAILABLE, _IS_EXCLUDED = (np.uint8(1 << bit) for bit in range(4))
+
+
+@njit(cache=True, nogil=True)
+def _limit_of_lanes(values: np.ndarray, n: int, k: int, lanes: np.ndarray) -> float:
+    """Just below a value that at least k of the first n values reach, and not many more."""
+    n_lanes = len(lanes)
+    if n < 4 * n_lanes:
+        return -np.inf
+    # The k-th of the largest values of lanes, since those are as many different values.
+    lanes[:] = values[:n_lanes]
+    for first in range(n_lanes, n - n_lanes + 1, n_lanes):
+        for lane in range(n_lanes):
+            value = values[first + lane]
+            lanes[lane] = value if value > lanes[lane] else lanes[lane]
+    put_largest_first(lanes, n_lanes, k)
+    return np.nextafter(lanes[k - 1], -np.inf)
+
+
 @njit(cache=True, nogil=True)
 def _best(
     start: int,
@@ -658,13 +714,12 @@ def _best(
     w_two: float,
     exclude_indptr: np.ndarray,
     exclude_items: np.ndarray,
-    eligible: np.ndarray,
     place_of: np.ndarray,
     touched: np.ndarray,
     one: np.ndarray,
     two: np.ndarray,
     values: np.ndarray,
-    is_excluded: np.ndarray,
+    about_item: np.ndarray,
     items: np.ndarray,
     score: np.ndarray,
     parts: np.ndarray,
@@ -674,6 +729,7 @@ def _best(
     k = items.shape[1]
     best_value = np.empty(2 * k + WORD)
     best_key = np.empty(2 * k + WORD, dtype=np.int64)
+    lanes = np.empty(2 * k)
     n_one = one_knows_item.sum()
     n_two = two_knows_item.sum()
     for user in range(start, stop):
@@ -706,9 +762,7 @@ def _best(
                 n_touched,
                 two,
             )
-        for i in range(n_touched):
-            place_of[touched[i]] = 0
-        n_touched = _drop_cancelled(touched, n_touched, one, two)
+        n_touched = _drop_cancelled(touched, n_touched, place_of, one, two)
         mean_one, inverse_one = _inverse_deviation(one, n_touched, n_one)
         mean_two, inverse_two = _inverse_deviation(two, n_touched, n_two)
         inverse_deviation[0, user] = inverse_one
@@ -716,35 +770,39 @@ def _best(
         mean[0, user] = mean_one
         mean[1, user] = mean_two
         for at in range(exclude_indptr[user], exclude_indptr[user + 1]):
-            is_excluded[exclude_items[at]] = True
+            about_item[exclude_items[at]] |= _IS_EXCLUDED
         for i in range(n_touched):
-            is_known = one_knows_item[touched[i]]
-            values[i] = w_one * ((one[i] - mean_one) * inverse_one) if is_known else 0.0
-        for i in range(n_touched if n_two else 0):
-            is_known = two_knows_item[touched[i]]
-            values[i] += w_two * ((two[i] - mean_two) * inverse_two) if is_known else 0.0
+            item = np.uint64(touched[i])
+            place_of[item] = 0
+            about = about_item[item]
+            by_one = w_one * ((one[i] - mean_one) * inverse_one)
+            by_two = w_two * ((two[i] - mean_two) * inverse_two)
+            value = by_one if about & _ONE_KNOWS else 0.0
+            value += by_two if about & _TWO_KNOWS else 0.0
+            values[i] = -np.inf if about & (_IS_EXCLUDED | _IS_UNAVAILABLE) else value
+        for at in range(exclude_indptr[user], exclude_indptr[user + 1]):
+            about_item[exclude_items[at]] &= ~_IS_EXCLUDED
         n = 0
-        limit = -np.inf
+        limit = _limit_of_lanes(values, n_touched, k, lanes)
         for first in range(0, n_touched, WORD):
             above = which_are_above(values, first, n_touched - first, limit)
             while above:
                 place = first + np.int64(lowest_bit(above))
                 above &= above - ONE
-                item = touched[place]
-                if values[place] > limit and eligible[item] and not is_excluded[item]:
-                    if n == len(best_value):
-                        put_largest_first(best_value, n, k, best_key)
-                        n = k
-                        # One that is just as good may be a lower item.
-                        limit = np.nextafter(best_value[k - 1], -np.inf)
-                        if not values[place] > limit:
-                            continue
-                    best_value[n] = values[place]
-                    # The item and its place in one number, which orders as the items do.
-                    best_key[n] = (np.int64(item) << 32) | place
-                    n += 1
-        for at in range(exclude_indptr[user], exclude_indptr[user + 1]):
-            is_excluded[exclude_items[at]] = False
+                # The limit may have been raised.
+                if not values[place] > limit:
+                    continue
+                if n == len(best_value):
+                    put_largest_first(best_value, n, k, best_key)
+                    n = k
+                    # One that is just as good may be a lower item.
+                    limit = np.nextafter(best_value[k - 1], -np.inf)
+                    if not values[place] > limit:
+                        continue
+                best_value[n] = values[place]
+                # The item and its place in one number, which orders as the items do.
+                best_key[n] = (np.int64(touched[place]) << 32) | place
+                n += 1
         if n > k:
             put_largest_first(best_value, n, k, best_key)
             n = k
@@ -753,9 +811,9 @@ def _best(
             item, place = best_key[i] >> 32, best_key[i] & 0xFFFFFFFF
             items[user, rank] = item
             score[user, rank] = best_value[i]
-            if one_knows_item[item] and one_knows_user[user]:
+            if about_item[item] & _ONE_KNOWS and one_knows_user[user]:
                 parts[0, user, rank] = (one[place] - mean_one) * inverse_one
-            if two_knows_item[item] and two_knows_user[user]:
+            if about_item[item] & _TWO_KNOWS and two_knows_user[user]:
                 parts[1, user, rank] = (two[place] - mean_two) * inverse_two
         one[:n_touched] = 0
         two[:n_touched] = 0
@@ -911,14 +969,20 @@ def _because(
             if chosen[user, i] >= 0:
                 place_of_item[chosen[user, i]] = i + 1
         for at in range(history_indptr[user], history_indptr[user + 1]):
+            if at + _AHEAD < len(history_items):
+                ahead = history_items[at + _AHEAD]
+                for place in range(one_indptr[ahead], one_indptr[ahead + 1], _LINE):
+                    fetch(one_indices, place)
+                for place in range(two_indptr[ahead], two_indptr[ahead + 1], _LINE):
+                    fetch(two_indices, place)
             source = history_items[at]
             amount = np.float64(history_weights[at])
-            for place in range(one_indptr[source], one_indptr[source + 1]):
-                i = place_of_item[one_indices[place]]
+            for place in range(np.uint64(one_indptr[source]), np.uint64(one_indptr[source + 1])):
+                i = place_of_item[np.uint64(one_indices[place])]
                 if i > 0:
                     share[i - 1] += amount * np.float64(one_data[place]) * factor_one[user]
-            for place in range(two_indptr[source], two_indptr[source + 1]):
-                i = place_of_item[two_indices[place]]
+            for place in range(np.uint64(two_indptr[source]), np.uint64(two_indptr[source + 1])):
+                i = place_of_item[np.uint64(two_indices[place])]
                 if i > 0:
                     share[i - 1] += amount * np.float64(two_data[place]) * factor_two[user]
             for i in range(n):
