@@ -357,15 +357,13 @@ def _all_lists(connection: duckdb.DuckDBPyConnection, version: Version) -> list[
             # By their first ranks, which costs a fifth of a group by. Lists without a rank 1 show
             # when what was sent is counted.
             first_rows = rows_sql(kind, has_versions=True, condition="rank = 1")
-            parameters = {"version": version.version}
-            ((n,),) = cursor.execute(f"select count(*) from ({first_rows})", parameters).fetchall()
-            # The same for the same seed.
-            sample = cursor.execute(
-                f"select list_id from ({first_rows}) order by hash(list_id, $seed), list_id "
-                f"limit {_SAMPLE_LISTS}",
-                {**parameters, "seed": version.seed},
+            # The same ids for the same seed.
+            ((n, sample),) = cursor.execute(
+                f"select count(*), arg_min(list_id, hash(list_id, $seed), {_SAMPLE_LISTS}) "
+                f"from ({first_rows})",
+                {"version": version.version, "seed": version.seed},
             ).fetchall()
-            lists.append(_Lists(kind, n, sorted({list_id for (list_id,) in sample})))
+            lists.append(_Lists(kind, n, sorted(set(sample or []))))
     if lists[0].n == 0:
         raise RedisLoadError(
             f"Version {version.version} has no rows in serving.recommendations: stage it first. "
