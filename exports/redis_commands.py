@@ -105,11 +105,8 @@ class _Writer:
         n_lists = len(ends) - 1
         n_commands = -(-n_lists // _LISTS_PER_COMMAND)
         scores = _numbers(rows.column("score"))
-        is_ordinary = (abs(scores) >= LEAST_ORDINARY) & (abs(scores) < LEAST_HUGE)
-        odd_rows = np.flatnonzero(~is_ordinary)
-        odd = [score_text(score) for score in scores[odd_rows].tolist()]
         texts = [_text(rows.column(name)) for name in _TEXTS]
-        texts.append(_texts_at(odd_rows, odd, rows.num_rows))
+        texts.append(_odd_scores(scores))
         most = (
             _MOST_BYTES_PER_BYTE * sum(int(text[0][-1] - text[0][0]) for text in texts)
             + rows.num_rows * _MOST_BYTES_PER_ROW
@@ -151,12 +148,17 @@ def _text(texts: pa.Array) -> _Text:
     )
 
 
-def _texts_at(at: np.ndarray, texts: list[str], n_rows: int) -> _Text:
-    """Texts of some of the rows, in order, and empty ones of the others."""
-    # Not pa.array, which imports pandas, for a second or two.
-    pieces = [text.encode() for text in texts]
-    n_bytes = np.zeros(n_rows + 1, dtype=np.int32)
-    n_bytes[at + 1] = [len(piece) for piece in pieces]
+def _odd_scores(scores: np.ndarray) -> _Text:
+    """The texts of scores that are tiny or huge; nothing where there are none, as nearly always."""
+    n_bytes = np.zeros(1, dtype=np.int32)
+    pieces = []
+    if _n_odd(scores) > 0:
+        is_ordinary = (abs(scores) >= LEAST_ORDINARY) & (abs(scores) < LEAST_HUGE)
+        rows = np.flatnonzero(~is_ordinary)
+        # Not pa.array, which imports pandas, for a second or two.
+        pieces = [score_text(score).encode() for score in scores[rows].tolist()]
+        n_bytes = np.zeros(len(scores) + 1, dtype=np.int32)
+        n_bytes[rows + 1] = [len(piece) for piece in pieces]
     return (
         _array(np.cumsum(n_bytes, dtype=np.int32).tobytes(), "int32"),
         _array(b"".join(pieces), "uint8"),
@@ -291,6 +293,15 @@ def _find_starts(
             return -1
         _set(starts, n, row)
         n += 1
+    return n
+
+
+@_compiled
+def _n_odd(scores: np.ndarray) -> int:
+    n = 0
+    for score in scores:
+        # Not the other way round: what is not a number is odd too.
+        n += not LEAST_ORDINARY <= abs(score) < LEAST_HUGE
     return n
 
 
