@@ -31,7 +31,7 @@ from ml_assets.signal_matrix import SignalMatrix
 HYBRID, CF, CONTENT = "hybrid in one pass", "collaborative alone", "content alone"
 MERGED = "both alone, merged in Polars"
 # Rows of each model's list that are merged into K.
-_LONGER = 100
+LONGER = 100
 
 
 def sections(
@@ -87,16 +87,15 @@ def _section(
 ) -> Section:
     # One product in twenty is sold out.
     eligible = np.arange(exclude.shape[1]) % 20 > 0
-    ask = partial(_propose, exclude=exclude, eligible=eligible)
-    _propose(hybrid.for_users(np.arange(64)), exclude=exclude[:64], eligible=eligible)
-    cf = Hybrid(cf=hybrid.cf, content=None, w_cf=1.0, w_content=0.0)
-    content = Hybrid(cf=None, content=hybrid.content, w_cf=0.0, w_content=1.0)
+    ask = partial(best_of, exclude=exclude, eligible=eligible)
+    best_of(hybrid.for_users(np.arange(64)), exclude=exclude[:64], eligible=eligible)
+    cf, content = each_alone(hybrid)
     timings = in_turn(
         {
             HYBRID: partial(ask, hybrid),
             CF: partial(ask, cf),
             CONTENT: partial(ask, content),
-            MERGED: lambda: _merged(hybrid, ask(cf, k=_LONGER), ask(content, k=_LONGER)),
+            MERGED: lambda: merged(hybrid, ask(cf, k=LONGER), ask(content, k=LONGER)),
         },
         n_runs=n_runs,
     )
@@ -104,13 +103,22 @@ def _section(
     rows = tuple(timing.row(name) for name, timing in timings.items())
     text += (
         f" What a user has and a twentieth of the products are left out. Top {K}, medians of"
-        f" {n_runs}; merged from {_LONGER} of each model, {same:.1%} of the rows are those of the"
+        f" {n_runs}; merged from {LONGER} of each model, {same:.1%} of the rows are those of the"
         " hybrid."
     )
     return Section(title, text, rows, beside=CF)
 
 
-def _propose(hybrid: Hybrid, *, exclude: sp.csr_matrix, eligible: np.ndarray, k: int = K) -> Lists:
+def each_alone(hybrid: Hybrid) -> tuple[Hybrid, Hybrid]:
+    """Its collaborative and its content model, each as if there were no other."""
+    return (
+        Hybrid(cf=hybrid.cf, content=None, w_cf=1.0, w_content=0.0),
+        Hybrid(cf=None, content=hybrid.content, w_cf=0.0, w_content=1.0),
+    )
+
+
+def best_of(hybrid: Hybrid, *, exclude: sp.csr_matrix, eligible: np.ndarray, k: int = K) -> Lists:
+    """The k best products of every user."""
     return propose(
         hybrid,
         k=k,
@@ -121,7 +129,7 @@ def _propose(hybrid: Hybrid, *, exclude: sp.csr_matrix, eligible: np.ndarray, k:
     )
 
 
-def _merged(hybrid: Hybrid, cf: Lists, content: Lists) -> pl.DataFrame:
+def merged(hybrid: Hybrid, cf: Lists, content: Lists) -> pl.DataFrame:
     """The K best of each user by the weighted sum of what the two lists say."""
     both = _frame(cf, "cf").join(
         _frame(content, "content"), on=["user", "item"], how="full", coalesce=True

@@ -24,18 +24,22 @@ import pyarrow.parquet as pq
 import scipy.sparse as sp
 from bench_data import Factors, Shop, generated_shop
 from bench_factors import PRODUCT, fastest_product
+from bench_hybrid import LONGER, best_of, each_alone, merged
 from bench_item_item import fit_implicit_als
 from bench_measure import Measured, Row, Section, in_turn, measure
 
-from ml_assets.frames import PRODUCTS, SIGNALS, USERS
-from ml_assets.signal_matrix import build_signal_matrix
+from ml_assets.assets import LISTS_FROM
+from ml_assets.model_tables import hybrid_of
+from ml_assets.signal_matrix import available_items, build_signal_matrix
 from ml_assets.warehouse import read_table
 
 FULL_JOB = "daily_recommendations"
 LINE, LIMITS = "the whole line", "sum of the limits"
+WITH_MERGING = "sum of the limits, with lists merged in Polars"
 DUCKDB_SCAN, POLARS_SCAN = "DuckDB, hash of every column", "Polars, hash of every column"
 MEMORY = "peak memory, GiB"
 _EVENTS = "events/*.parquet"
+_MERGED_AT_ONCE = 40_000
 # The pairs of products that were seen together are what needs the memory.
 _MOST_USERS_IN_4_GB = 400_000
 
@@ -112,7 +116,7 @@ def line_report(
     sizes.append(_size(shop, n_events, middle.measured))
     sizes.sort(key=lambda each: each.n_events)
     progress("the limits of the line")
-    limits = _limits(home, folder, n_runs=n_runs)
+    *limits, merging = _limits(home, folder, n_runs=n_runs)
     limits = [
         _median_row(DUCKDB_SCAN, scans),
         *limits,
@@ -123,7 +127,7 @@ def line_report(
     return LineReport(
         sections=(
             _ingest_section(what, middle, scans),
-            _line_section(what, shop, middle, limits),
+            _line_section(what, shop, middle, limits, merging),
             _steps_section(middle),
             _refresh_section(refresh_job, middle, _median_run(refreshed)),
             _sizes_section(sizes, n_events),
@@ -244,13 +248,11 @@ def _median_row(name: str, scans: Sequence[dict[str, Any]]) -> Row:
 
 
 def _limits(home: Path, folder: Path, *, n_runs: int) -> list[Row]:
-    """Training, scoring and writing of this size, on the tables of a run."""
+    """Training, scoring, writing and merging of this size, on the tables of a run."""
     with duckdb.connect(str(home / "warehouse.duckdb"), read_only=True) as connection:
-        signals = build_signal_matrix(
-            read_table(connection, "marts.signals", SIGNALS.names()),
-            user_ids=read_table(connection, "marts.users", USERS.names())["user_id"],
-            product_ids=read_table(connection, "marts.products", PRODUCTS.names())["product_id"],
-        )
+        made_from = {
+            table: read_table(connection, table, columns) for table, columns in LISTS_FROM.items()
+        }
         tables = [
             connection.execute(f"from ml.{name}").to_arrow_table()
             for name in ("candidates", "recommendations")
@@ -261,11 +263,47 @@ def _limits(home: Path, folder: Path, *, n_runs: int) -> list[Row]:
             pq.write_table(table, folder / f"limit-{number}.parquet")
             (folder / f"limit-{number}.parquet").unlink()
 
+    products = made_from["marts.products"]
+    signals = build_signal_matrix(
+        made_from["marts.signals"],
+        user_ids=made_from["marts.users"]["user_id"],
+        product_ids=products["product_id"],
+    )
+    hybrid = hybrid_of(
+        signals,
+        user_factors=made_from["ml.user_factors"],
+        item_factors=made_from["ml.item_factors"],
+        item_neighbours=made_from["ml.item_neighbours"],
+        vectors=made_from["ml.product_vectors"],
+        content_neighbours=made_from["ml.content_neighbours"],
+        w_cf=0.7,
+        w_content=0.3,
+    )
+    lists = [
+        best_of(
+            each,
+            exclude=signals.bought,
+            eligible=available_items(products, signals.product_ids),
+            k=LONGER,
+        )
+        for each in each_alone(hybrid)
+    ]
+
+    def merge() -> None:
+        # In parts, since all at once take more memory than the line.
+        for start in range(0, n_users, _MERGED_AT_ONCE):
+            part = slice(start, start + _MERGED_AT_ONCE)
+            merged(
+                hybrid,
+                *(replace(each, items=each.items[part], score=each.score[part]) for each in lists),
+            )
+
     n_users, n_items = signals.weights.shape
     limits: dict[str, Callable[[], Any]] = {
         "training: implicit ALS, 64 factors": partial(fit_implicit_als, signals.training),
         f"scoring: {PRODUCT}, 128 factors": fastest_product(_any_factors(n_users, n_items)),
         "tables: Arrow to Parquet": write,
+        f"hybrid: two lists of {LONGER} merged in Polars": merge,
     }
     timings = in_turn(limits, n_runs=n_runs)
     return [Row(name, timing.seconds) for name, timing in timings.items()]
@@ -291,16 +329,20 @@ def _ingest_section(what: str, run: Run, scans: Sequence[dict[str, Any]]) -> Sec
     return Section("Ingest and dbt, beside a scan of the same Parquet", what, rows, DUCKDB_SCAN)
 
 
-def _line_section(what: str, shop: Shop, run: Run, limits: Sequence[Row]) -> Section:
+def _line_section(what: str, shop: Shop, run: Run, limits: Sequence[Row], merging: Row) -> Section:
+    total = sum(row.seconds for row in limits)
     rows = (
         Row(LINE, run.measured.seconds, run.measured.peak_bytes),
-        Row(LIMITS, sum(row.seconds for row in limits)),
-        *(Row(f"limit, {row.what}", row.seconds) for row in limits),
+        Row(LIMITS, total),
+        Row(WITH_MERGING, total + merging.seconds),
+        *(Row(f"limit, {row.what}", row.seconds) for row in (*limits, merging)),
     )
     text = (
         f"{what} All surfaces, tables, files and Redis, gates and backtest included; memory is that"
         " of all processes of a run together. Peak memory is"
-        f" {run.measured.peak_bytes / shop.n_bytes:.0f} times the size of the input."
+        f" {run.measured.peak_bytes / shop.n_bytes:.0f} times the size of the input. To merge the"
+        " lists of two models is what a hybrid takes where they cannot be blended while they"
+        " score; the first sum does without."
     )
     return Section("The whole line", text, rows, beside=LIMITS, memory=MEMORY)
 
