@@ -362,8 +362,8 @@ def _largest_values(
 def put_largest_first(values: np.ndarray, n: int, k: int, keys: np.ndarray | None = None) -> None:
     """Of the first n values the k largest to the front, the k-th of them last.
 
-    Values are all different, or have keys, which move with them: of equal ones the lower key is
-    taken for the larger.
+    Keys move with their values: of equal ones the lower key is taken for the larger. Without keys
+    any of the equal ones is.
     """
     # Hoare's selection with Lomuto's partition, in which no branch depends on what is compared: a
     # branch that goes either way costs more than the two stores it would save. Whether there are

@@ -184,7 +184,8 @@ def best_of(models, *, k, exclude=None, eligible=None):
 sizes = {
     "seed": st.integers(0, 100_000),
     "n_users": st.integers(0, 8),
-    "n_items": st.integers(1, 20),
+    # Many: then what can still enter a list is bounded before it is picked.
+    "n_items": st.integers(1, 20) | st.integers(100, 300),
     "k": st.integers(1, 22),
     "is_signed": st.booleans(),
 }
