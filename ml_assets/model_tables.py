@@ -179,7 +179,14 @@ def likeness_of(
         follows = learned[0].maximum(0)
         largest = follows.max(axis=1).toarray().ravel()
         inverse = np.divide(1, largest, out=np.zeros_like(largest), where=largest > 0)
-        share = sp.csr_matrix(sp.diags_array(inverse) @ follows)
+        share = sp.csr_matrix(
+            (
+                follows.data * np.repeat(inverse, np.diff(follows.indptr)),
+                follows.indices,
+                follows.indptr,
+            ),
+            shape=follows.shape,
+        )
         likeness.append((sp.csr_matrix(share.multiply(share.T).sqrt()), w_cf))
     alike = neighbours_of(content_neighbours, product_ids)
     if alike is not None:
