@@ -345,7 +345,7 @@ def _largest_values(
             if not values[i] > limit:
                 continue
             if n == len(candidates):
-                put_largest_first(candidates, n, k)
+                put_largest_first(candidates, len(candidates), k)
                 n = k
                 # A value that is just the limit may belong to a lower item.
                 limit = np.nextafter(from_ordered(candidates[k - 1] >> _HALF), np.float32(0))
@@ -733,7 +733,8 @@ def _best(
     n_one = one_knows_item.sum()
     n_two = two_knows_item.sum()
     for user in range(start, stop):
-        n_touched = 0
+        # Not a literal, for which numba would compile what is called with it once more.
+        n_touched = np.int64(0)
         if one_knows_user[user]:
             n_touched = _add_up(
                 one_history_indptr[user],
@@ -782,7 +783,7 @@ def _best(
             values[i] = -np.inf if about & (_IS_EXCLUDED | _IS_UNAVAILABLE) else value
         for at in range(exclude_indptr[user], exclude_indptr[user + 1]):
             about_item[exclude_items[at]] &= ~_IS_EXCLUDED
-        n = 0
+        n = np.int64(0)
         limit = _limit_of_lanes(values, n_touched, k, lanes)
         for first in range(0, n_touched, WORD):
             above = which_are_above(values, first, n_touched - first, limit)
@@ -793,7 +794,7 @@ def _best(
                 if not values[place] > limit:
                     continue
                 if n == len(best_value):
-                    put_largest_first(best_value, n, k, best_key)
+                    put_largest_first(best_value, len(best_value), k, best_key)
                     n = k
                     # One that is just as good may be a lower item.
                     limit = np.nextafter(best_value[k - 1], -np.inf)
@@ -880,7 +881,7 @@ def _z_of_pairs(
             data,
             place_of,
             touched,
-            0,
+            np.int64(0),
             sums,
         )
         mean, inverse = _inverse_deviation(sums, n_touched, n_known)

@@ -98,8 +98,11 @@ def neighbours_of(
         .to_numpy()
     )
     lengths = frame["other_items"].list.len().to_numpy()
-    column = frame["other_items"].explode(empty_as_null=False).to_numpy()
-    weight = frame["weights"].explode(empty_as_null=False).to_numpy(writable=True)
+    # Writable, like matrices that are made here: numba compiles every loop anew for others.
+    column, weight = (
+        frame[name].explode(empty_as_null=False).to_numpy(writable=True)
+        for name in ("other_items", "weights")
+    )
     if len(place) == n_items and (place == np.arange(n_items)).all():
         # The catalogue is the one that was learned from: nothing has moved.
         indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
