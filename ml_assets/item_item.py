@@ -234,10 +234,9 @@ _LINE = 16
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _fetch_row(row: int, indptr: np.ndarray, indices: np.ndarray, data: np.ndarray) -> None:
+def _fetch_row(row: int, indptr: np.ndarray, values: np.ndarray) -> None:
     for nth in range(indptr[row], indptr[row + 1], _LINE):
-        fetch(indices, nth)
-        fetch(data, nth)
+        fetch(values, nth)
 
 
 @njit(cache=True, nogil=True)
@@ -267,7 +266,9 @@ def _nearest(
         for at in range(column_indptr[source], column_indptr[source + 1]):
             if at + 2 * _USERS_AHEAD < len(column_users):
                 fetch(row_indptr, column_users[at + 2 * _USERS_AHEAD])
-                _fetch_row(column_users[at + _USERS_AHEAD], row_indptr, row_items, row_weights)
+                ahead = column_users[at + _USERS_AHEAD]
+                _fetch_row(ahead, row_indptr, row_items)
+                _fetch_row(ahead, row_indptr, row_weights)
             user = column_users[at]
             amount = column_weights[at]
             # Unsigned: signed places take instructions more, since they may count from the end.
@@ -345,7 +346,7 @@ def _largest_values(
             if not values[i] > limit:
                 continue
             if n == len(candidates):
-                put_largest_first(candidates, len(candidates), k)
+                put_largest_first(candidates, n, k)
                 n = k
                 # A value that is just the limit may belong to a lower item.
                 limit = np.nextafter(from_ordered(candidates[k - 1] >> _HALF), np.float32(0))
@@ -604,7 +605,8 @@ def _add_up(
     n = np.uint64(n_touched)
     for at in range(begin, end):
         if at + _AHEAD < len(items):
-            _fetch_row(items[at + _AHEAD], indptr, indices, data)
+            _fetch_row(items[at + _AHEAD], indptr, indices)
+            _fetch_row(items[at + _AHEAD], indptr, data)
         source = items[at]
         # np.float64, since numba's float leaves a float32 as it is.
         amount = np.float64(weights[at])
@@ -794,7 +796,7 @@ def _best(
                 if not values[place] > limit:
                     continue
                 if n == len(best_value):
-                    put_largest_first(best_value, len(best_value), k, best_key)
+                    put_largest_first(best_value, n, k, best_key)
                     n = k
                     # One that is just as good may be a lower item.
                     limit = np.nextafter(best_value[k - 1], -np.inf)
@@ -971,11 +973,8 @@ def _because(
                 place_of_item[chosen[user, i]] = i + 1
         for at in range(history_indptr[user], history_indptr[user + 1]):
             if at + _AHEAD < len(history_items):
-                ahead = history_items[at + _AHEAD]
-                for place in range(one_indptr[ahead], one_indptr[ahead + 1], _LINE):
-                    fetch(one_indices, place)
-                for place in range(two_indptr[ahead], two_indptr[ahead + 1], _LINE):
-                    fetch(two_indices, place)
+                _fetch_row(history_items[at + _AHEAD], one_indptr, one_indices)
+                _fetch_row(history_items[at + _AHEAD], two_indptr, two_indices)
             source = history_items[at]
             amount = np.float64(history_weights[at])
             for place in range(np.uint64(one_indptr[source]), np.uint64(one_indptr[source + 1])):

@@ -7,7 +7,7 @@ import scipy.sparse as sp
 
 from ml_assets.frames import NEIGHBOURS
 from ml_assets.item_item import NOTHING
-from ml_assets.learning import history_of
+from ml_assets.learning import history_of, scaled_rows
 from ml_assets.models import (
     FactorModel,
     ItemItemModel,
@@ -182,14 +182,7 @@ def likeness_of(
         follows = learned[0].maximum(0)
         largest = follows.max(axis=1).toarray().ravel()
         inverse = np.divide(1, largest, out=np.zeros_like(largest), where=largest > 0)
-        share = sp.csr_matrix(
-            (
-                follows.data * np.repeat(inverse, np.diff(follows.indptr)),
-                follows.indices,
-                follows.indptr,
-            ),
-            shape=follows.shape,
-        )
+        share = scaled_rows(follows, inverse)
         likeness.append((sp.csr_matrix(share.multiply(share.T).sqrt()), w_cf))
     alike = neighbours_of(content_neighbours, product_ids)
     if alike is not None:
