@@ -363,8 +363,8 @@ def _largest_values(
 def put_largest_first(values: np.ndarray, n: int, k: int, keys: np.ndarray | None = None) -> None:
     """Of the first n values the k largest to the front, the k-th of them last.
 
-    Keys move with their values: of equal ones the lower key is taken for the larger. Without keys
-    any of the equal ones is.
+    Values are all different, or have keys, which move with them: of equal ones the lower key is
+    taken for the larger.
     """
     # Hoare's selection with Lomuto's partition, in which no branch depends on what is compared: a
     # branch that goes either way costs more than the two stores it would save. Whether there are
@@ -677,19 +677,35 @@ _ONE_KNOWS, _TWO_KNOWS, _IS_UNAVAILABLE, _IS_EXCLUDED = (np.uint8(1 << bit) for 
 
 
 @njit(cache=True, nogil=True)
-def _limit_of_lanes(values: np.ndarray, n: int, k: int, lanes: np.ndarray) -> float:
-    """Just below a value that at least k of the first n values reach, and not many more."""
-    n_lanes = len(lanes)
-    if n < 4 * n_lanes:
-        return -np.inf
-    # The k-th of the largest values of lanes, since those are as many different values.
-    lanes[:] = values[:n_lanes]
-    for first in range(n_lanes, n - n_lanes + 1, n_lanes):
-        for lane in range(n_lanes):
-            value = values[first + lane]
-            lanes[lane] = value if value > lanes[lane] else lanes[lane]
-    put_largest_first(lanes, n_lanes, k)
-    return np.nextafter(lanes[k - 1], -np.inf)
+def first_limit(values: np.ndarray, heap: np.ndarray) -> float:
+    """At least len(heap) of the values are not below it: most of them need not be kept at all."""
+    largest = values[:WORD].copy()
+    for first in range(WORD, len(values) - WORD + 1, WORD):
+        for i in range(WORD):
+            largest[i] = max(largest[i], values[first + i])
+    keep_largest(largest, heap)
+    return heap[0]
+
+
+@njit(cache=True, nogil=True)
+def keep_largest(values: np.ndarray, heap: np.ndarray) -> None:
+    """The largest values, as a heap: the smallest of them stands first."""
+    k = len(heap)
+    heap[:] = -np.inf
+    for score in values:
+        if score > heap[0]:
+            at = 0
+            while True:
+                child = 2 * at + 1
+                if child >= k:
+                    break
+                if child + 1 < k and heap[child + 1] < heap[child]:
+                    child += 1
+                if heap[child] >= score:
+                    break
+                heap[at] = heap[child]
+                at = child
+            heap[at] = score
 
 
 @njit(cache=True, nogil=True)
@@ -731,7 +747,7 @@ def _best(
     k = items.shape[1]
     best_value = np.empty(2 * k + WORD)
     best_key = np.empty(2 * k + WORD, dtype=np.int64)
-    lanes = np.empty(2 * k)
+    heap = np.empty(k)
     n_one = one_knows_item.sum()
     n_two = two_knows_item.sum()
     for user in range(start, stop):
@@ -786,7 +802,9 @@ def _best(
         for at in range(exclude_indptr[user], exclude_indptr[user + 1]):
             about_item[exclude_items[at]] &= ~_IS_EXCLUDED
         n = np.int64(0)
-        limit = _limit_of_lanes(values, n_touched, k, lanes)
+        limit = -np.inf
+        if n_touched >= 2 * WORD:
+            limit = np.nextafter(first_limit(values[:n_touched], heap), -np.inf)
         for first in range(0, n_touched, WORD):
             above = which_are_above(values, first, n_touched - first, limit)
             while above:

@@ -22,7 +22,7 @@ from numba import njit
 from threadpoolctl import threadpool_limits
 
 from ml_assets.bits import ONE, WORD, lowest_bit, which_are_above
-from ml_assets.item_item import NOTHING
+from ml_assets.item_item import NOTHING, first_limit, keep_largest
 from ml_assets.models import FactorModel
 from ml_assets.threads import n_threads, over_blocks, run_over_blocks
 
@@ -530,38 +530,6 @@ def _longest(norms: np.ndarray) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def _first_limit(values: np.ndarray, heap: np.ndarray) -> float:
-    """At least len(heap) of the values are not below it: most of them need not be kept at all."""
-    largest = values[:WORD].copy()
-    for first in range(WORD, len(values) - WORD + 1, WORD):
-        for i in range(WORD):
-            largest[i] = max(largest[i], values[first + i])
-    _keep_largest(largest, heap)
-    return heap[0]
-
-
-@njit(cache=True, nogil=True)
-def _keep_largest(values: np.ndarray, heap: np.ndarray) -> None:
-    """The largest values, as a heap: the smallest of them stands first."""
-    k = len(heap)
-    heap[:] = -np.inf
-    for score in values:
-        if score > heap[0]:
-            at = 0
-            while True:
-                child = 2 * at + 1
-                if child >= k:
-                    break
-                if child + 1 < k and heap[child + 1] < heap[child]:
-                    child += 1
-                if heap[child] >= score:
-                    break
-                heap[at] = heap[child]
-                at = child
-            heap[at] = score
-
-
-@njit(cache=True, nogil=True)
 def _collect(
     scores: np.ndarray,
     item_of_column: np.ndarray,
@@ -613,7 +581,7 @@ def _collect(
                 column = place_of_item[exclude_indices[at]] - first_place
                 if 0 <= column < n_columns:
                     values[column] = -np.inf
-            own_limit = _first_limit(values, heap) - slack[row]
+            own_limit = first_limit(values, heap) - slack[row]
         for first in range(0, n_columns, WORD):
             above = which_are_above(
                 scores,
@@ -675,7 +643,7 @@ def _drop(
 ) -> None:
     """Raise the limit to the k-th best score less the slack, and drop what is below it."""
     n = n_found[row]
-    _keep_largest(found_score[row, :n], heap)
+    keep_largest(found_score[row, :n], heap)
     limit[row] = heap[0] - slack
     n_kept = 0
     for i in range(n):
