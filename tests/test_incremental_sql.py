@@ -347,6 +347,31 @@ def test_types_that_fade_at_different_speeds_are_aged_anew_every_day(shop: Shop)
     run_dbt("seed", shop.warehouse)
 
 
+@pytest.mark.parametrize(
+    ("column", "one", "other"),
+    [("weight", "view", "purchase"), ("undoes", "return", "remove_from_cart")],
+)
+def test_what_two_event_types_exchange_builds_every_user_again(
+    shop: Shop, column: str, one: str, other: str
+):
+    shop.refresh()
+    shop.other_weights = [
+        f"update staging.event_weights as one set {column} = other.{column}"
+        " from staging.event_weights as other"
+        f" where (one.event_type, other.event_type) in (('{one}', '{other}'), ('{other}', '{one}'))"
+    ]
+    with duckdb.connect(shop.warehouse) as connection:
+        connection.execute(shop.other_weights[0])
+
+    run_dbt("run", shop.warehouse, select=["+signals"], exclude=["event_weights"])
+
+    assert len(shop.changed_users()) > 5
+    for model in REFRESHED:
+        assert shop.refreshed(model) == shop.built_at_once(model), model
+    shop.other_weights = []
+    run_dbt("seed", shop.warehouse)
+
+
 def test_users_whose_refresh_stopped_halfway_are_made_up_for_by_the_next(shop: Shop):
     shop.refresh()
     former = shop.files["events/2.csv"]

@@ -160,6 +160,14 @@ def test_models_and_catalogue_that_changed_are_compared_anew(warehouse, change):
     assert_frame_equal(after, refreshed(warehouse)[0])
 
 
+def test_what_two_products_exchange_is_seen(warehouse):
+    warehouse.execute("update marts.products set is_available = product_id <> 'tea'")
+    refreshed(warehouse)
+    warehouse.execute("update marts.products set is_available = product_id <> 'alike'")
+
+    assert not refreshed(warehouse)[1]
+
+
 def test_another_setting_compares_anew(warehouse):
     refreshed(warehouse)
 

@@ -31,7 +31,7 @@ not landing files themselves: all of these came with the latest of them, and cha
     cross join (
         select
             max(received_at) as received_at,
-            bit_xor(hash(content_sha256, received_at, n_rows, same_content_as)) as version
+            {{ rows_hash('content_sha256, received_at, n_rows, same_content_as') }} as version
         from {{ source('raw', 'landing_files') }}
         where entity = 'events'
     ) as adapter

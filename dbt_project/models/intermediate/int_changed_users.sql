@@ -34,7 +34,7 @@ inputs as (
         hash(
             '{{ recipe_of_users() }}',
             version(),
-            bit_xor(hash(event_type, weight, half_life_days, undoes)),
+            {{ rows_hash('event_type, weight, half_life_days, undoes') }},
             case
                 when
                     count(distinct coalesce(half_life_days, {{ var('half_life_days') }}))

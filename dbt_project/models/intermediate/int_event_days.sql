@@ -24,7 +24,7 @@ days as (
     select
         event_on,
         count(*) as n_events,
-        bit_xor(hash(file_version, source_row)) as rows_hash
+        {{ rows_hash('file_version, source_row') }} as rows_hash
     from events
     group by event_on
 
