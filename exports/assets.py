@@ -13,7 +13,7 @@ import duckdb
 
 from exports import run_history, versions
 from exports.errors import PublishError, RedisAwayError
-from exports.origins import Ingredient, ingredients_now, made_by
+from exports.origins import Ingredient, ingredients_now, made_by, pairs_learned
 from exports.redis_server import address
 from exports.versions import Version
 from ml_assets.assets import RecommenderSettings
@@ -125,6 +125,8 @@ class CandidateConfig(dg.Config):
         ["marts", "bought"],
         ["marts", "on_sale"],
         ["intermediate", "int_as_of"],
+        ["intermediate", "int_basket_counts"],
+        ["intermediate", "int_pair_counts"],
     ],
 )
 def candidate(
@@ -153,12 +155,15 @@ def candidate(
                 settings=json.dumps(recommender.as_settings(), sort_keys=True),
                 promotion=promotion,
                 code_version=publishing.code_version,
-                origin=publishing.ingredients(
-                    made_by=made_by(
-                        key.path for key in context.job_def.asset_layer.selected_asset_keys
+                origin=[
+                    *publishing.ingredients(
+                        made_by=made_by(
+                            key.path for key in context.job_def.asset_layer.selected_asset_keys
+                        ),
+                        variables=json.loads(variables),
                     ),
-                    variables=json.loads(variables),
-                ),
+                    pairs_learned(connection),
+                ],
                 created_at=now(),
                 top_n=recommender.top_n,
                 popular_depth=POPULAR_DEPTH,

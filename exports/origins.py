@@ -8,7 +8,8 @@ not belong here: making it again (`orchestration/reproduce.py`), comparing what 
     select source_file, content_sha256, n_bytes from serving.version_files where version = '...'
 
 Kinds: `run` (by what and where it was made, which changes no row), `variable` (of dbt, given to the
-run), `code`, `package` and `config`, of which the text is kept too. A file is there once it was
+run), `learned` (which pairs of products a refresh found there), `code`, `package` and `config`, of
+which the text is kept too. A file is there once it was
 loaded, as it was loaded last: whatever the landing folder holds today, rows of the version come
 from these bytes. Of an adapter's shop the files that adapter.sql reads are listed as well, with the
 entity `adapter`.
@@ -23,6 +24,8 @@ from importlib import metadata
 from pathlib import Path
 
 import duckdb
+
+from ml_assets.warehouse import table_hash
 
 # Of another release of one of these, a row can be another one.
 PACKAGES = (
@@ -54,7 +57,12 @@ _CODE = (
 )
 WHOLE_LINE, REFRESH, PART = "daily_recommendations", "refresh_recommendations", "a part of the line"
 _INPUTS = {("raw", "events"), ("intermediate", "int_as_of"), ("marts", "signals")}
-_MODELS = {("ml", "item_factors"), ("ml", "item_neighbours"), ("ml", "content_neighbours")}
+_MODELS = {
+    ("ml", "item_factors"),
+    ("ml", "item_neighbours"),
+    ("ml", "content_neighbours"),
+    ("intermediate", "int_pair_counts"),
+}
 
 
 @dataclass(frozen=True)
@@ -144,6 +152,19 @@ def ingredients_now(
             for text in [path.read_text(encoding="utf-8")]
         ),
     ]
+
+
+def pairs_learned(connection: duckdb.DuckDBPyConnection) -> Ingredient:
+    """Which counts of pairs there are: a refresh leaves them as the last whole line counted them.
+
+    Raises:
+        MissingTableError: if nothing has counted any yet.
+    """
+    hashes = (
+        table_hash(connection, f"intermediate.{table}")
+        for table in ("int_basket_counts", "int_pair_counts")
+    )
+    return Ingredient("learned", "pairs", ":".join(str(each) for each in hashes))
 
 
 def _release(package: str) -> str:

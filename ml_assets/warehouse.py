@@ -123,6 +123,16 @@ def read_table(
         return connection.sql(f"select {', '.join(columns or ['*'])} from {table}").pl()
 
 
+def require_table(connection: duckdb.DuckDBPyConnection, table: str) -> None:
+    """See that a table or view is there.
+
+    Raises:
+        MissingTableError: if nothing has built it yet.
+    """
+    with _named_if_missing(table):
+        connection.execute(f"from {table} limit 0")
+
+
 def table_hash(
     connection: duckdb.DuckDBPyConnection, table: str, columns: list[str] | None = None
 ) -> int:

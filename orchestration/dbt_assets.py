@@ -19,7 +19,7 @@ from dagster_dbt import (
 from packaging.version import Version
 
 from ml_assets.threads import n_threads
-from ml_assets.warehouse import Warehouse
+from ml_assets.warehouse import MissingTableError, Warehouse, require_table
 from orchestration.gates import import_early
 from orchestration.settings import DBT, DBT_PROJECT_DIR, Settings
 
@@ -102,6 +102,7 @@ def dbt_models(
     warehouse: dg.ResourceParam[Warehouse],
 ) -> Iterator[Any]:
     """Run the models and their tests in order; a failing test stops what is built on it."""
+    _require_what_is_left_out(warehouse, context)
     # The profile reads these.
     os.environ["RECMART_HOME"] = str(settings.home)
     os.environ["RECMART_MEMORY_LIMIT"] = settings.memory_limit
@@ -153,6 +154,20 @@ def dbt_models(
         yield event
     if not invocation.is_successful():
         raise dg.Failure(description=_failures(invocation), allow_retries=False)
+
+
+def _require_what_is_left_out(warehouse: Warehouse, context: dg.AssetExecutionContext) -> None:
+    """A run of some models reads the others as they are: they have to be there."""
+    selected = context.selected_asset_keys
+    read = {key for each in selected for key in dbt_models.asset_deps[each]}
+    left_out = read & dbt_models.keys - selected
+    if left_out:
+        with warehouse.connect() as connection:
+            try:
+                for key in sorted(left_out):
+                    require_table(connection, ".".join(key.path))
+            except MissingTableError as error:
+                raise dg.Failure(description=str(error), allow_retries=False) from None
 
 
 def _progress(event: Any) -> str | None:

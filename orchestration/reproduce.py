@@ -205,7 +205,8 @@ def read_steps(settings: Settings, version_id: str | None) -> list[Step]:
                 raise PublishError("No version is live. Name one: make reproduce VERSION=...")
             steps = [_read_step(connection, wanted)]
             if steps[0].is_refresh:
-                steps.insert(0, _read_step(connection, _whose_models(connection, wanted)))
+                whose = _whose_models(connection, wanted, steps[0].origin)
+                steps.insert(0, _read_step(connection, whose))
         except (duckdb.CatalogException, duckdb.BinderException) as error:
             raise PublishError(
                 f"{settings.warehouse.path} holds no versions of this release "
@@ -224,7 +225,9 @@ def _read_step(connection: duckdb.DuckDBPyConnection, version: Version) -> Step:
     return Step(version, origin, files_of(connection, version.version))
 
 
-def _whose_models(connection: duckdb.DuckDBPyConnection, refreshed: Version) -> Version:
+def _whose_models(
+    connection: duckdb.DuckDBPyConnection, refreshed: Version, origin: list[Ingredient]
+) -> Version:
     found = connection.execute(
         """
         select version
@@ -232,6 +235,10 @@ def _whose_models(connection: duckdb.DuckDBPyConnection, refreshed: Version) -> 
         join serving.version_origins using (version)
         where kind = 'run' and name = 'made_by' and value = $whole_line
             and model_hash = $model_hash and created_at <= $created_at
+            and (
+                select value from serving.version_origins as learned
+                where learned.version = versions.version and kind = 'learned' and name = 'pairs'
+            ) is not distinct from $pairs
         order by created_at desc, version
         limit 1
         """,
@@ -239,13 +246,15 @@ def _whose_models(connection: duckdb.DuckDBPyConnection, refreshed: Version) -> 
             "whole_line": WHOLE_LINE,
             "model_hash": refreshed.model_hash,
             "created_at": refreshed.created_at,
+            "pairs": value_of(origin, "learned", "pairs"),
         },
     ).fetchall()
     if not found:
         raise PublishError(
-            f"Version {refreshed.version} was made by {REFRESH} with models of an earlier run, and "
-            f"no version of {WHOLE_LINE} has the same (model_hash {refreshed.model_hash}): from "
-            "which files they were learned is not recorded. Make another version again."
+            f"Version {refreshed.version} was made by {REFRESH} with models and pairs of an "
+            f"earlier run, and no version of {WHOLE_LINE} has the same (model_hash "
+            f"{refreshed.model_hash}): from which files they were learned is not recorded. Make "
+            "another version again."
         )
     return versions.get_version(connection, found[0][0])
 

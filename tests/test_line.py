@@ -799,11 +799,15 @@ def test_a_refresh_keeps_the_models_and_scores_only_whom_new_events_concern(tmp_
     assert "Run the job daily_recommendations once" in why_it_failed(too_early)
 
     assert line.run().success
-    models, lists = (
+    learned = (
         "from ml.item_neighbours order by item",
-        "select user_id, inputs_hash from ml.scored_users",
+        "from intermediate.int_pair_counts order by all",
+        # A new product must not shift the numbers by which the pairs were counted.
+        "from marts.product_pairs order by all",
     )
-    models_before, lists_before = line.query(models), dict(line.query(lists))
+    lists = "select user_id, inputs_hash from ml.scored_users"
+    learned_before, lists_before = [line.query(each) for each in learned], dict(line.query(lists))
+    assert all(learned_before)
     last = line.value("select max(event_at) from staging.stg_events")
     user, *_ = lists_before
     write_files(
@@ -812,11 +816,13 @@ def test_a_refresh_keeps_the_models_and_scores_only_whom_new_events_concern(tmp_
             ["user_id", "product_id", "event_type", "event_ts"],
             [[user, "p1", "view", last], ["somebody new", "p1", "view", last]],
         ).replace("p1", line.value("select min(product_id) from marts.products")),
+        products__new_csv=csv_text(["product_id", "title"], [["!first of all", "Tea for one"]]),
     )
 
     assert line.run(job_name="refresh_recommendations").success
 
-    assert line.query(models) == models_before
+    assert [line.query(each) for each in learned] == learned_before
+    assert line.value("select min(product_id) from marts.products") == "!first of all"
     changed = dict(line.query(lists)).items() - lists_before.items()
     assert {user_id for user_id, _ in changed} == {user, "somebody new"}
     listed = line.value(

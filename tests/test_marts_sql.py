@@ -63,6 +63,7 @@ MODELS = [
     "popularity",
     "backtest_popularity",
     "int_baskets",
+    "int_basket_counts",
     "int_pair_counts",
     "product_pairs",
     "holdout",
@@ -75,7 +76,7 @@ MODELS = [
 UNDONE_MODELS = MODELS[:2]
 UP_TO_PRODUCTS = MODELS[:5]
 SIGNAL_MODELS = [*UP_TO_PRODUCTS, "int_user_signals", "signals"]
-PAIR_MODELS = ["int_baskets", "int_pair_counts", "product_pairs"]
+PAIR_MODELS = ["int_baskets", "int_basket_counts", "int_pair_counts", "product_pairs"]
 BACKTEST_MODELS = [*UP_TO_PRODUCTS, "backtest_signals", "backtest_popularity"]
 DAILY_SIGNALS = {
     "user_id": pl.String,

@@ -24,7 +24,12 @@ from orchestration.landing.ingest import ingest_folder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 INPUTS = [["raw", "events"], ["intermediate", "int_as_of"], ["marts", "signals"]]
-MODELS = [["ml", "item_factors"], ["ml", "item_neighbours"], ["ml", "content_neighbours"]]
+MODELS = [
+    ["ml", "item_factors"],
+    ["ml", "item_neighbours"],
+    ["ml", "content_neighbours"],
+    ["intermediate", "int_pair_counts"],
+]
 HEADER = "user_id,product_id,event_type,event_ts\n"
 
 
@@ -340,25 +345,42 @@ def test_a_refreshed_version_is_made_again_after_the_one_that_learned_its_models
     by_night, by_hour = made_by([*INPUTS, *MODELS]), made_by(INPUTS)
     found = {}
     with open_warehouse(tmp_path) as connection:
-        for hour, (job, model) in enumerate(
-            [(by_night, "a"), (by_night, "b"), (by_hour, "a"), (by_hour, "c")]
+        # Models and pairs of products.
+        for hour, (job, *learned) in enumerate(
+            [
+                (by_night, "a", "x"),
+                (by_night, "b", "x"),
+                (by_night, "b", "y"),
+                (by_hour, "a", "x"),
+                (by_hour, "b", "x"),
+                (by_hour, "c", "x"),
+                (by_hour, "a", "y"),
+            ]
         ):
             make_shop(connection, taste=hour)
-            connection.execute(f"update ml.scored_products set model_hash = '{model}'")
-            found[job, model] = stage(
+            connection.execute(f"update ml.scored_products set model_hash = '{learned[0]}'")
+            found[job, *learned] = stage(
                 connection,
                 created_at=NOW + timedelta(hours=hour),
-                origin=[Ingredient("run", "made_by", job)],
+                origin=[
+                    Ingredient("run", "made_by", job),
+                    Ingredient("learned", "pairs", learned[1]),
+                ],
             ).version
     home = replace(settings.from_environment(), home=tmp_path)
 
     def steps(version):
         return [step.version.version for step in reproduce.read_steps(home, version)]
 
-    assert steps(found[by_night, "b"]) == [found[by_night, "b"]]
-    assert steps(found[by_hour, "a"]) == [found[by_night, "a"], found[by_hour, "a"]]
-    with pytest.raises(PublishError, match="no version of daily_recommendations has the same"):
-        steps(found[by_hour, "c"])
+    assert steps(found[by_night, "b", "x"]) == [found[by_night, "b", "x"]]
+    for learned in (("a", "x"), ("b", "x")):
+        assert steps(found[by_hour, *learned]) == [
+            found[by_night, *learned],
+            found[by_hour, *learned],
+        ]
+    for learned in (("c", "x"), ("a", "y")):
+        with pytest.raises(PublishError, match="no version of daily_recommendations has the same"):
+            steps(found[by_hour, *learned])
 
 
 def test_another_number_of_threads_is_taken_by_itself():

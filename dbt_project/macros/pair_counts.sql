@@ -18,9 +18,8 @@ product_counts as (
 
     -- A product in fewer baskets than a pair needs has no pair: dropped before the join.
     select is_bought, product_number
-    from baskets
-    group by is_bought, product_number
-    having count(*) >= {{ var('min_pair_support') }}
+    from {{ ref('int_basket_counts') }}
+    where n_baskets >= {{ var('min_pair_support') }}
 
 ),
 

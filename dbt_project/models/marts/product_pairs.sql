@@ -1,41 +1,20 @@
 -- Grain: one row per (product, relation, rank): what else was in the basket.
 with
 
-catalogue as (
+-- What was counted may be of last night: the catalogue is today's, and numbers are those of then.
+products as (
 
     select
-        product_id,
-        is_available,
-        {{ product_number() }} as product_number
-    from {{ ref('products') }}
-
-),
-
-basket_products as (
-
-    select * from {{ ref('int_baskets') }}
+        counts.*,
+        products.is_available
+    from {{ ref('int_basket_counts') }} as counts
+    inner join {{ ref('products') }} as products using (product_id)
 
 ),
 
 pairs as (
 
     select * from {{ ref('int_pair_counts') }}
-
-),
-
-basket_counts as (
-
-    select is_bought, count(*) as n_baskets
-    from (select distinct is_bought, user_number, event_on from basket_products) as baskets
-    group by is_bought
-
-),
-
-product_counts as (
-
-    select is_bought, product_number, count(*) as n_baskets
-    from basket_products
-    group by is_bought, product_number
 
 ),
 
@@ -46,17 +25,16 @@ measured as (
         pairs.product_number,
         pairs.other_product_number,
         pairs.n_together,
-        basket_counts.n_baskets,
-        counts.n_baskets as n_product,
-        other_counts.n_baskets as n_other
+        product.n_all_baskets as n_baskets,
+        product.n_baskets as n_product,
+        other.n_baskets as n_other
     from pairs
-    inner join basket_counts using (is_bought)
-    inner join product_counts as counts using (is_bought, product_number)
-    inner join product_counts as other_counts
-        on pairs.is_bought = other_counts.is_bought
-        and pairs.other_product_number = other_counts.product_number
+    inner join products as product using (is_bought, product_number)
+    inner join products as other
+        on pairs.is_bought = other.is_bought
+        and pairs.other_product_number = other.product_number
     -- Lift above 1: more often together than two products that have nothing to do with each other.
-    where pairs.n_together * basket_counts.n_baskets > counts.n_baskets * other_counts.n_baskets
+    where pairs.n_together * product.n_all_baskets > product.n_baskets * other.n_baskets
 
 ),
 
@@ -112,9 +90,11 @@ beside as (
             order by log_likelihood desc, n_together desc, other_product_number
         ) as rank
     from both_directions
-    inner join catalogue as product on both_directions.product_number = product.product_number
-    inner join catalogue as other
-        on both_directions.other_product_number = other.product_number and other.is_available
+    inner join products as product using (is_bought, product_number)
+    inner join products as other
+        on both_directions.is_bought = other.is_bought
+        and both_directions.other_product_number = other.product_number
+        and other.is_available
     -- Some of them are variants.
     qualify rank <= 4 * {{ var('pairs_per_product') }}
 
