@@ -74,10 +74,14 @@ def test_nothing_is_left_and_it_stays_so(line):
     erasures.mkdir()
     (erasures / "2024-03.csv").write_text(f"user_id,asked_on\n{GONE},2024-03-01\n")
 
+    assert line.value("select count(*) from intermediate.int_baskets") > 0
+
     result = line.run(job_name="erase_users")
 
     assert result.success, why_it_failed(result)
     assert places_with(line, GONE) == []
+    # Users are numbers there.
+    assert line.value("select count(*) from intermediate.int_baskets") == 0
     # Everybody else has what they had, of the same versions, whole everywhere.
     assert lists_of_others(line) == others
     assert line.query("from serving.versions where state = 'live'")[0][0] == live[0][0]
