@@ -94,6 +94,8 @@ def line_report(
         n_runs: Runs of the line and of each scan at `n_events`.
         progress: Told what is being measured.
     """
+    progress("a run that is not measured: the first one compiles")
+    _one_size(folder, n_events=min((n_events, *other_sizes)), progress=progress)
     sizes = [
         _one_size(folder, n_events=each, progress=progress)
         for each in other_sizes
