@@ -8,11 +8,10 @@ not belong here: making it again (`orchestration/reproduce.py`), comparing what 
     select source_file, content_sha256, n_bytes from serving.version_files where version = '...'
 
 Kinds: `run` (by what and where it was made, which changes no row), `variable` (of dbt, given to the
-run), `learned` (which pairs of products a refresh found there), `code`, `package` and `config`, of
-which the text is kept too. A file is there once it was
-loaded, as it was loaded last: whatever the landing folder holds today, rows of the version come
-from these bytes. Of an adapter's shop the files that adapter.sql reads are listed as well, with the
-entity `adapter`.
+run), `learned` (which counts of pairs of products were there), `code`, `package` and `config`, of
+which the text is kept too. A file is there once it was loaded, as it was loaded last: whatever the
+landing folder holds today, rows of the version come from these bytes. Of an adapter's shop the
+files that adapter.sql reads are listed as well, with the entity `adapter`.
 """
 
 import hashlib

@@ -18,8 +18,9 @@ from dagster_dbt import (
 )
 from packaging.version import Version
 
+from ml_assets.assets import failed_if_missing
 from ml_assets.threads import n_threads
-from ml_assets.warehouse import MissingTableError, Warehouse, require_table
+from ml_assets.warehouse import Warehouse, require_table
 from orchestration.gates import import_early
 from orchestration.settings import DBT, DBT_PROJECT_DIR, Settings
 
@@ -162,12 +163,9 @@ def _require_what_is_left_out(warehouse: Warehouse, context: dg.AssetExecutionCo
     read = {key for each in selected for key in dbt_models.asset_deps[each]}
     left_out = read & dbt_models.keys - selected
     if left_out:
-        with warehouse.connect() as connection:
-            try:
-                for key in sorted(left_out):
-                    require_table(connection, ".".join(key.path))
-            except MissingTableError as error:
-                raise dg.Failure(description=str(error), allow_retries=False) from None
+        with warehouse.connect() as connection, failed_if_missing():
+            for key in sorted(left_out):
+                require_table(connection, ".".join(key.path))
 
 
 def _progress(event: Any) -> str | None:

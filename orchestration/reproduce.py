@@ -205,8 +205,7 @@ def read_steps(settings: Settings, version_id: str | None) -> list[Step]:
                 raise PublishError("No version is live. Name one: make reproduce VERSION=...")
             steps = [_read_step(connection, wanted)]
             if steps[0].is_refresh:
-                whose = _whose_models(connection, wanted, steps[0].origin)
-                steps.insert(0, _read_step(connection, whose))
+                steps.insert(0, _read_step(connection, _whose_models(connection, steps[0])))
         except (duckdb.CatalogException, duckdb.BinderException) as error:
             raise PublishError(
                 f"{settings.warehouse.path} holds no versions of this release "
@@ -225,9 +224,8 @@ def _read_step(connection: duckdb.DuckDBPyConnection, version: Version) -> Step:
     return Step(version, origin, files_of(connection, version.version))
 
 
-def _whose_models(
-    connection: duckdb.DuckDBPyConnection, refreshed: Version, origin: list[Ingredient]
-) -> Version:
+def _whose_models(connection: duckdb.DuckDBPyConnection, step: Step) -> Version:
+    refreshed = step.version
     found = connection.execute(
         """
         select version
@@ -246,7 +244,7 @@ def _whose_models(
             "whole_line": WHOLE_LINE,
             "model_hash": refreshed.model_hash,
             "created_at": refreshed.created_at,
-            "pairs": value_of(origin, "learned", "pairs"),
+            "pairs": value_of(step.origin, "learned", "pairs"),
         },
     ).fetchall()
     if not found:
