@@ -30,6 +30,7 @@ LEARNED = dg.AssetSelection.assets(
     ["ml", "margin_curve"],
     ["marts", "rule_cost"],
     ["ml", "report"],
+    ["intermediate", "int_basket_products"],
     ["intermediate", "int_baskets"],
     ["intermediate", "int_basket_counts"],
     ["intermediate", "int_pair_counts"],

@@ -830,6 +830,11 @@ def test_a_refresh_keeps_the_models_and_scores_only_whom_new_events_concern(tmp_
     )
     assert listed == 20
 
+    # Nor when some of what was counted is counted again by hand.
+    by_hand = [["intermediate", "int_basket_counts"], ["marts", "product_pairs"]]
+    assert line.run(dg.AssetSelection.assets(*by_hand)).success
+    assert [line.query(each) for each in learned] == learned_before
+
     # And back, and forth again, by the job; then by name to one that never was.
     second, first = [
         version

@@ -62,6 +62,7 @@ MODELS = [
     "users",
     "popularity",
     "backtest_popularity",
+    "int_basket_products",
     "int_baskets",
     "int_basket_counts",
     "int_pair_counts",
@@ -76,7 +77,13 @@ MODELS = [
 UNDONE_MODELS = MODELS[:2]
 UP_TO_PRODUCTS = MODELS[:5]
 SIGNAL_MODELS = [*UP_TO_PRODUCTS, "int_user_signals", "signals"]
-PAIR_MODELS = ["int_baskets", "int_basket_counts", "int_pair_counts", "product_pairs"]
+PAIR_MODELS = [
+    "int_basket_products",
+    "int_baskets",
+    "int_basket_counts",
+    "int_pair_counts",
+    "product_pairs",
+]
 BACKTEST_MODELS = [*UP_TO_PRODUCTS, "backtest_signals", "backtest_popularity"]
 DAILY_SIGNALS = {
     "user_id": pl.String,

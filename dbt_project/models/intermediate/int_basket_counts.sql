@@ -9,10 +9,7 @@ baskets as (
 
 catalogue as (
 
-    select
-        product_id,
-        {{ product_number() }} as product_number
-    from {{ ref('stg_products') }}
+    select * from {{ ref('int_basket_products') }}
 
 ),
 

@@ -17,10 +17,7 @@ people as (
 
 catalogue as (
 
-    select
-        product_id,
-        {{ product_number() }} as product_number
-    from {{ ref('stg_products') }}
+    select * from {{ ref('int_basket_products') }}
 
 ),
 
