@@ -156,9 +156,10 @@ def tuning(
     ]
     pasts = [look_back(**fold.as_arguments, settings=start) for fold in folds]
     names = " ".join(past.fold for past in pasts)
+    searched = f" on {names}, {_fingerprint(folds)}"
     done = _trials(warehouse)
     for model in config.models:
-        study = f"{model} on {names}, {_fingerprint(folds)}"
+        study = f"{model}{searched}"
         learned: dict[str, Any] = {}
         if model == "ensemble":
             learned = learn_ensemble(pasts, config.members, start)
@@ -183,7 +184,7 @@ def tuning(
                 f"{model}, trial {row['trial'][0]}: "
                 + (f"{value:.4f}" if value is not None else str(row["reason"][0]))
             )
-    trials = done.filter(pl.col("study").str.contains(names, literal=True))
+    trials = done.filter(pl.col("study").str.ends_with(searched))
     tuned = _tuned(trials, names)
     with warehouse.connect() as connection:
         connection.register("tuned", tuned.to_arrow())

@@ -12,8 +12,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -39,6 +40,7 @@ from exports.origins import (
 )
 from exports.versions import Version
 from ml_assets.threads import n_threads
+from ml_assets.warehouse import WarehouseBusyError
 from orchestration.processes import end_process
 from orchestration.settings import (
     CONFIG_FILES,
@@ -148,7 +150,7 @@ def reproduce(
     for note in _notes(settings, steps):
         print(f"- {note}")
     available = n_threads()
-    n_cores = threads or other_number(wanted.n_threads, available)
+    n_cores = other_number(wanted.n_threads, available) if threads is None else threads
     if not hasattr(os, "sched_setaffinity"):
         # macOS gives a process all cores.
         n_cores = available
@@ -324,7 +326,8 @@ def rebuild(settings: Settings, steps: Sequence[Step]) -> int:
     with tempfile.TemporaryDirectory(prefix="recmart-reproduce-") as folder:
         scratch = replace(settings, home=Path(folder) / "home", redis_url="off")
         scratch.home.mkdir()
-        _keep_names_and_erasures(settings, scratch)
+        with at_rest(settings):
+            _keep_names_and_erasures(settings, scratch)
         landed: list[InputFile] = []
         for step in steps:
             for sentence in land_files(
@@ -342,7 +345,7 @@ def rebuild(settings: Settings, steps: Sequence[Step]) -> int:
                 )
             except dg.Failure as failure:
                 raise PublishError(str(failure.description)) from None
-            with scratch.warehouse.connect() as rebuilt:
+            with scratch.warehouse.connect() as rebuilt, at_rest(settings):
                 compared = compare(
                     rebuilt, settings.warehouse.path, step.version, popular_depth=POPULAR_DEPTH
                 )
@@ -436,6 +439,27 @@ def land_files(
         for file in files
         if file.entity != ADAPTER_ENTITY and found.get(file.source_file) != file
     ]
+
+
+@contextmanager
+def at_rest(settings: Settings) -> Iterator[None]:
+    """Keep runs out while the block reads the warehouse, after waiting for one that is at work."""
+    with ExitStack() as stack:
+        is_told = False
+        while True:
+            try:
+                stack.enter_context(settings.warehouse.held())
+                break
+            except WarehouseBusyError:
+                if not is_told:
+                    print("A run is working on the warehouse: waiting for its end.", flush=True)
+                is_told = True
+                time.sleep(1)
+            except OSError:
+                # Who may not write there cannot lock it; DuckDB says whether a run is at work.
+                with _warehouse(settings):
+                    break
+        yield
 
 
 @contextmanager

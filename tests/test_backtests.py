@@ -219,6 +219,16 @@ def test_a_search_asks_days_before_the_holdout_and_goes_on_where_it_stopped(line
     )
     assert study.startswith("item_item on ")
 
+    # What was tried on the same days with other data does not count, however good it was.
+    with line.settings.warehouse.connect() as connection:
+        connection.execute(
+            "insert into ml.tuning_trials select * replace ("
+            " left(study, -16) || repeat('0', 16) as study, 2 * value as value"
+            ") from ml.tuning_trials"
+        )
+    run_job(line, "tune_settings", ops=TUNING)
+    assert line.query("select study, value from ml.tuned_settings") == [(study, value)]
+
 
 def test_runs_take_what_the_search_found_unless_they_are_told_not_to(line, tmp_path):
     warehouse = line.settings.warehouse

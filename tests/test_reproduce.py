@@ -4,9 +4,12 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from threading import Event
 
 import pytest
 from lines import Line, copy_of, line_in, write_files
@@ -18,6 +21,7 @@ from exports.origins import PART, Ingredient, InputFile, differing_ingredients, 
 from exports.reproduction import as_table, compare
 from exports.versions import SURFACES
 from ml_assets.threads import n_threads
+from ml_assets.warehouse import WarehouseBusyError
 from orchestration import reproduce, settings
 from orchestration.landing.contract import LandingError
 from orchestration.landing.ingest import ingest_folder
@@ -297,8 +301,9 @@ def test_an_unknown_version_and_a_wrong_number_of_threads_are_refused(line, ask)
         reproduce.REFUSED,
         "No version is live. Name one: make reproduce VERSION=...\n",
     )
-    code, said = ask("--version", line.night, "--threads", "100000")
-    assert code == reproduce.REFUSED and "THREADS is 100000; expected is a number from 1" in said
+    for n in ("100000", "0"):
+        code, said = ask("--version", line.night, "--threads", n)
+        assert code == reproduce.REFUSED and f"THREADS is {n}; expected is a number from 1" in said
 
 
 @pytest.mark.parametrize(
@@ -381,6 +386,26 @@ def test_a_refreshed_version_is_made_again_after_the_one_that_learned_its_models
     for learned in (("c", "x"), ("a", "y")):
         with pytest.raises(PublishError, match="no version of daily_recommendations has the same"):
             steps(found[by_hour, *learned])
+
+
+def test_a_run_that_is_at_work_is_waited_for_and_others_are_kept_out(line, capsys):
+    is_at_work, has_ended = Event(), Event()
+
+    def run():
+        with line.settings.warehouse.held():
+            is_at_work.set()
+            time.sleep(0.5)
+            has_ended.set()
+
+    with ThreadPoolExecutor() as beside:
+        done = beside.submit(run)
+        assert is_at_work.wait(60)
+        with reproduce.at_rest(line.settings):
+            assert has_ended.is_set()
+            with pytest.raises(WarehouseBusyError), line.settings.warehouse.held():
+                pass
+        done.result()
+    assert "waiting for its end" in capsys.readouterr().out
 
 
 def test_another_number_of_threads_is_taken_by_itself():
