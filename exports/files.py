@@ -131,7 +131,7 @@ def verify_version_files(published_dir: Path, version: str, *, contents: bool) -
     except (OSError, ValueError, TypeError) as error:
         raise PublishError(
             f"{folder / MANIFEST} cannot be read ({error}), so the files of version {version} are "
-            "not complete. Write them again with write_version_files."
+            "not complete. Run again: they are written again."
         ) from error
     if manifest.version != version:
         raise PublishError(
@@ -145,7 +145,7 @@ def verify_version_files(published_dir: Path, version: str, *, contents: bool) -
             state = "is missing" if found is None else "is not what was written"
             raise PublishError(
                 f"{path} {state}: its manifest says {n_bytes} bytes with SHA-256 "
-                f"{manifest.sha256[name]}. Write the files again with write_version_files."
+                f"{manifest.sha256[name]}. Run again: the files are written again."
             )
     return manifest
 

@@ -1,7 +1,7 @@
 """Publishing a version: the order of the steps, and why a kill between any two does no harm.
 
 Belongs here: what goes across the three surfaces (warehouse, files, Redis). Does not belong here:
-how one of them is written.
+how one of them is written. The steps are assets, so that each is seen, and repeated, by itself.
 
 1. `versions.stage_version` writes the rows as a candidate, in one transaction.
 2. The quality gates look at them (elsewhere).
@@ -19,51 +19,14 @@ and some the old one; running again finds the content unchanged, verifies the co
 pointers that are left. Why rows go first in 5: they say which versions can be rolled back to.
 """
 
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
 import duckdb
 
 from exports import files, redis_load, versions
-from exports.errors import RedisLoadError
+from exports.errors import PublishError, RedisLoadError
 from exports.versions import Version
-
-
-def publish_version(
-    connection: duckdb.DuckDBPyConnection,
-    version: Version,
-    *,
-    published_dir: Path,
-    redis_url: str | None,
-    ttl_seconds: int,
-    retain: int,
-    run_id: str,
-    happened_at: datetime,
-    progress: Callable[[int, int], None] | None = None,
-) -> Version:
-    """Steps 3 to 5 for a staged or live version. Also the repair after a kill: run it again."""
-    files.write_version_files(connection, version, published_dir)
-    if redis_url is not None:
-        redis_load.load_version(
-            connection, version, redis_url=redis_url, ttl_seconds=ttl_seconds, progress=progress
-        )
-    live = switch_live(
-        connection,
-        version.version,
-        published_dir=published_dir,
-        redis_url=redis_url,
-        run_id=run_id,
-        happened_at=happened_at,
-    )
-    remove_old(
-        connection,
-        published_dir=published_dir,
-        redis_url=redis_url,
-        retain=retain,
-        happened_at=happened_at,
-    )
-    return live
 
 
 def switch_live(
@@ -115,14 +78,20 @@ def roll_back(
 ) -> Version:
     """Let all readers see a version again that was live before.
 
-    Takes well under a second, unless its keys have expired in Redis: then they are loaded first.
+    Takes well under a second, unless files of it are missing or its keys have expired in Redis:
+    then they are written first.
 
     Raises:
-        PublishError: if the version was never live or is not kept any more.
+        PublishError: if the version was never live or is not kept any more, or its files cannot be
+            written.
         RedisLoadError: if Redis does not answer or cannot hold it.
     """
     versions.ensure_schema(connection)
     wanted = versions.require_rollback_target(connection, version)
+    try:
+        files.verify_version_files(published_dir, version, contents=False)
+    except PublishError:
+        files.write_version_files(connection, wanted, published_dir)
     if redis_url is not None:
         try:
             redis_load.require_loaded(version, redis_url=redis_url)

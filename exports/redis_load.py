@@ -150,10 +150,13 @@ def require_loaded(version: str, *, redis_url: str) -> None:
     """Check that a version could be switched to now.
 
     Raises:
-        RedisLoadError: if Redis does not answer or the version is not loaded and verified.
+        RedisLoadError: if Redis does not answer, takes no writes, or the version is not loaded and
+            verified.
     """
     with connected(redis_url) as client:
-        _require_loaded(client, version, redis_url)
+        manifest = _require_loaded(client, version, redis_url)
+        # A primary that became a replica still answers. The same again, if it is still there.
+        client.set(manifest_key(version), manifest, xx=True, keepttl=True)
 
 
 def current_redis(*, redis_url: str) -> str | None:
@@ -228,14 +231,15 @@ def _manifest(version: Version, n_lists: dict[str, int]) -> str:
     return json.dumps({"content_hash": version.content_hash, "n_lists": n_lists, **names})
 
 
-def _require_loaded(client: redis.Redis, version: str, redis_url: str) -> None:
+def _require_loaded(client: redis.Redis, version: str, redis_url: str) -> bytes:
     manifest = client.get(manifest_key(version))
-    if manifest in (None, b"{}"):
+    if not isinstance(manifest, bytes) or manifest == b"{}":
         raise RedisLoadError(
             f"Version {version} is not completely loaded in Redis at "
-            f"{without_password(redis_url)}: its manifest is missing. Load it again with "
-            f"load_version. {UNCHANGED}"
+            f"{without_password(redis_url)}: its manifest is missing. Run again: it is loaded "
+            f"again. {UNCHANGED}"
         )
+    return manifest
 
 
 def _is_loaded(

@@ -23,9 +23,9 @@ from typing import Any
 
 import redis
 from kills import Shown, Witness, publish_taste, run_child
-from publishing_for_tests import NOW, make_shop, stage
+from publishing_for_tests import NOW, make_shop, publish_version, stage
 
-from exports import publish, versions
+from exports import versions
 from exports.errors import PublishError
 from exports.reader import Reader
 from exports.redis_server import EmbeddedRedis
@@ -55,13 +55,11 @@ class Place:
         """The version of the last attempt."""
         with Warehouse(self.home / "warehouse.duckdb", "1GB").connect() as warehouse:
             make_shop(warehouse, taste=self.taste, users=_USERS)
-            publish.publish_version(
+            publish_version(
                 warehouse,
                 stage(warehouse, created_at=happened_at),
-                published_dir=self.home / "published",
-                redis_url=redis_url or self.witness.redis_url,
-                ttl_seconds=3600,
-                retain=2,
+                self.home / "published",
+                redis_url or self.witness.redis_url,
                 run_id=f"run-{self.taste}",
                 happened_at=happened_at,
             )
@@ -355,15 +353,12 @@ def _publish_on_full_disk(
         warehouse.execute("checkpoint")
         with filled(disk, left_bytes=left):
             try:
-                publish.publish_version(
+                publish_version(
                     warehouse,
                     stage(warehouse),
-                    published_dir=home / "published",
-                    redis_url=redis_url,
-                    ttl_seconds=3600,
-                    retain=2,
+                    home / "published",
+                    redis_url,
                     run_id=f"run-{taste}",
-                    happened_at=NOW,
                 )
             except PublishError as error:
                 print("refused:", error, flush=True)

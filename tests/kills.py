@@ -25,11 +25,10 @@ from typing import Any
 
 import duckdb
 import redis
-from publishing_for_tests import NOW, make_shop, stage
+from publishing_for_tests import NOW, make_shop, publish_version, stage
 
 from exports import files, versions
 from exports.lists import KINDS, POINTER, decode, key, manifest_key, published_score, rows_sql
-from exports.publish import publish_version
 from exports.reader import Reader
 from ml_assets.warehouse import Warehouse
 
@@ -257,10 +256,8 @@ def publish_taste(
             warehouse,
             # By its name in the module, where the killing is.
             stage(warehouse, created_at=happened_at),
-            published_dir=home / "published",
-            redis_url=redis_url,
-            ttl_seconds=3600,
-            retain=2,
+            home / "published",
+            redis_url,
             run_id=f"run-{taste}",
             happened_at=happened_at,
         )

@@ -6,6 +6,8 @@ from typing import Any
 
 import duckdb
 
+from exports import files, redis_load
+from exports.publish import remove_old, switch_live
 from exports.versions import Version, stage_version
 from ml_assets.promotion import ACCEPTED, Promotion
 
@@ -53,6 +55,38 @@ def make_shop(
         {"users": list(users)},
     )
     fill_shop(connection, n_products=n_products, n_items=n_items, taste=taste)
+
+
+def publish_version(
+    connection: duckdb.DuckDBPyConnection,
+    version: Version,
+    published_dir: Path,
+    redis_url: str | None,
+    *,
+    retain: int = 2,
+    run_id: str = "run",
+    happened_at: datetime = NOW,
+) -> Version:
+    """What the assets do with a staged or live version, one step after the other."""
+    files.write_version_files(connection, version, published_dir)
+    if redis_url is not None:
+        redis_load.load_version(connection, version, redis_url=redis_url, ttl_seconds=3600)
+    live = switch_live(
+        connection,
+        version.version,
+        published_dir=published_dir,
+        redis_url=redis_url,
+        run_id=run_id,
+        happened_at=happened_at,
+    )
+    remove_old(
+        connection,
+        published_dir=published_dir,
+        redis_url=redis_url,
+        retain=retain,
+        happened_at=happened_at,
+    )
+    return live
 
 
 def fill_shop(

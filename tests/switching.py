@@ -9,7 +9,7 @@ from queue import Empty
 from typing import Any
 
 import duckdb
-from publishing_for_tests import NOW, make_shop, open_warehouse, stage
+from publishing_for_tests import NOW, make_shop, open_warehouse, publish_version, stage
 
 from exports import publish
 from exports.errors import ReaderError
@@ -132,15 +132,8 @@ def switch_under_readers(
 
 def _publish(warehouse: duckdb.DuckDBPyConnection, home: Path, redis_url: str, taste: int) -> str:
     make_shop(warehouse, taste=taste, users=USERS)
-    return publish.publish_version(
-        warehouse,
-        stage(warehouse),
-        published_dir=home / "published",
-        redis_url=redis_url,
-        ttl_seconds=3600,
-        retain=_TASTES,
-        run_id=f"run-{taste}",
-        happened_at=NOW,
+    return publish_version(
+        warehouse, stage(warehouse), home / "published", redis_url, retain=_TASTES
     ).version
 
 

@@ -14,6 +14,7 @@ from publishing_for_tests import (
     NOW,
     make_shop,
     open_warehouse,
+    publish_version,
     stage,
 )
 
@@ -50,15 +51,8 @@ def warehouse():
 
 def publish_taste(warehouse, taste, published, redis_url, *, retain=3, users=("ann", "bob")):
     make_shop(warehouse, taste=taste, users=users)
-    return publish.publish_version(
-        warehouse,
-        stage(warehouse),
-        published_dir=published,
-        redis_url=redis_url,
-        ttl_seconds=3600,
-        retain=retain,
-        run_id=f"run-{taste}",
-        happened_at=NOW,
+    return publish_version(
+        warehouse, stage(warehouse), published, redis_url, retain=retain, run_id=f"run-{taste}"
     )
 
 
@@ -201,6 +195,34 @@ def test_a_rollback_to_keys_that_expired_loads_them_again(warehouse, published, 
         assert reader.recommend("ann")[0].product_id == "p1"
 
 
+def test_a_redis_that_takes_no_writes_is_found_before_any_reader_sees_the_version(
+    warehouse, published, redis_url
+):
+    first = publish_taste(warehouse, 0, published, redis_url)
+    second = publish_taste(warehouse, 1, published, redis_url)
+    with redis.Redis.from_url(redis_url) as client:
+        client.config_set("min-replicas-to-write", 1)
+        try:
+            with pytest.raises(RedisLoadError, match="NOREPLICAS"):
+                roll_back(warehouse, first, published, redis_url)
+            assert shown(warehouse, published, redis_url) == (second.version,) * 3
+        finally:
+            client.config_set("min-replicas-to-write", 0)
+
+
+def test_a_rollback_to_files_that_were_removed_writes_them_again(warehouse, published, redis_url):
+    first = publish_taste(warehouse, 0, published, redis_url)
+    publish_taste(warehouse, 1, published, redis_url)
+    removed = published / "versions" / first.version / "recommendations.parquet"
+    before = removed.read_bytes()
+    removed.unlink()
+
+    roll_back(warehouse, first, published, redis_url)
+
+    assert shown(warehouse, published, redis_url) == (first.version,) * 3
+    assert removed.read_bytes() == before
+
+
 def test_a_version_that_never_was_live_is_no_way_back(warehouse, published, redis_url):
     live = publish_taste(warehouse, 0, published, redis_url)
     make_shop(warehouse, taste=1)
@@ -253,15 +275,11 @@ def test_readers_get_whole_lists_and_no_error_while_versions_come_and_go(
 PUBLISH_ONCE = """
 import sys
 from pathlib import Path
-from publishing_for_tests import NOW, make_shop, open_warehouse, stage
-from exports.publish import publish_version
+from publishing_for_tests import make_shop, open_warehouse, publish_version, stage
 
 with open_warehouse(Path(sys.argv[1])) as warehouse:
     make_shop(warehouse)
-    publish_version(
-        warehouse, stage(warehouse), published_dir=Path(sys.argv[1]) / "published",
-        redis_url=sys.argv[2], ttl_seconds=60, retain=1, run_id="run", happened_at=NOW,
-    )
+    publish_version(warehouse, stage(warehouse), Path(sys.argv[1]) / "published", sys.argv[2])
 print("pandas" in sys.modules)
 """
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import duckdb
 import pytest
 import redis
-from publishing_for_tests import NOW, STRANGE_IDS, make_shop, stage
+from publishing_for_tests import STRANGE_IDS, make_shop, publish_version, stage
 
-from exports import publish, reader, redis_load
+from exports import reader, redis_load
 from exports.errors import ReaderError
 from exports.lists import POINTER
 from exports.placements import PLACEMENTS
@@ -51,16 +51,7 @@ def publish_shop(warehouse, published, redis_url, *, taste):
         "update ml.similar_products set product_id = $ids[1 + product_id[2:]::int]",
         {"ids": list(STRANGE_IDS)},
     )
-    return publish.publish_version(
-        warehouse,
-        stage(warehouse),
-        published_dir=published,
-        redis_url=redis_url,
-        ttl_seconds=3600,
-        retain=2,
-        run_id="run-1",
-        happened_at=NOW,
-    )
+    return publish_version(warehouse, stage(warehouse), published, redis_url)
 
 
 @pytest.fixture(params=["redis", "snapshot"])
