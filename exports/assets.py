@@ -13,7 +13,7 @@ import duckdb
 
 from exports import run_history, versions
 from exports.errors import PublishError, RedisAwayError
-from exports.origins import Ingredient, ingredients_now, made_by, pairs_learned
+from exports.origins import Ingredient, ingredients_now, kind_of_run, pairs_learned
 from exports.redis_server import address
 from exports.versions import Version
 from ml_assets.assets import RecommenderSettings
@@ -64,7 +64,7 @@ class Publishing:
         return address(self.redis_url, self.home)
 
     def config_hash(self, recommender: RecommenderSettings) -> str:
-        """Changes with every setting that can change a recommendation."""
+        """Changes with every setting of a recommendation, but for variables given to dbt."""
         digest = hashlib.sha256(json.dumps(recommender.as_settings(), sort_keys=True).encode())
         for path in self.config_files:
             digest.update(path.read_bytes())
@@ -157,7 +157,7 @@ def candidate(
                 code_version=publishing.code_version,
                 origin=[
                     *publishing.ingredients(
-                        made_by=made_by(
+                        made_by=kind_of_run(
                             key.path for key in context.job_def.asset_layer.selected_asset_keys
                         ),
                         variables=json.loads(variables),
@@ -244,8 +244,16 @@ def redis_lists(
             )
         except PublishError as error:
             _retry_if_away(context, publishing, error)
+            if versions.live_version(connection) is not None:
+                raise _failure(
+                    PublishError(f"{error} The last published version stays live.")
+                ) from None
+            # The first run: there is nothing that other surfaces could go on showing.
+            _switch(context, connection, publishing, version, redis_url=None)
             raise _failure(
-                _without_redis(context, connection, publishing, version, error)
+                PublishError(
+                    f"{error} Tables and files of version {version.version} are published."
+                )
             ) from None
     return dg.MaterializeResult(
         metadata={
@@ -254,24 +262,6 @@ def redis_lists(
             "megabytes": round(report.n_bytes / 1e6, 1),
         }
     )
-
-
-def _without_redis(
-    context: dg.AssetExecutionContext,
-    connection: duckdb.DuckDBPyConnection,
-    publishing: Publishing,
-    version: Version,
-    error: PublishError,
-) -> PublishError:
-    """What to say when Redis cannot be loaded, after doing what can still be done.
-
-    With a version live, everything stays as it is, so that all surfaces show the same one. On
-    the first run there is nothing to keep: tables and files are published without Redis.
-    """
-    if versions.live_version(connection) is not None:
-        return PublishError(f"{error} The last published version stays live.")
-    _switch(context, connection, publishing, version, redis_url=None)
-    return PublishError(f"{error} Tables and files of version {version.version} are published.")
 
 
 @dg.asset(

@@ -350,8 +350,8 @@ def _write_manifest(
 
 def _put_in_place(building: Path, final: Path) -> None:
     if final.exists():
-        # A damaged folder that readers may have open. Both hold the same version, so replacing
-        # file by file, manifest last, never shows a reader anything but that version.
+        # A damaged folder, or one that holds a user who was erased; readers may have it open. Both
+        # hold the same version, so replacing file by file, manifest last, shows no reader another.
         for path in sorted(building.iterdir(), key=lambda path: path.name == MANIFEST):
             path.replace(final / path.name)
         _sync(final)

@@ -206,11 +206,11 @@ def new_list(category: str | None) -> str:
     return POPULAR_NEW if category is None else f"{POPULAR_NEW}:{category}"
 
 
-def decode(value: bytes | str, k: int | None = None) -> list[Recommendation]:
-    """Read the value of one list; the first k products, or all."""
+def decode(value: bytes | str) -> list[Recommendation]:
+    """Read the value of one list."""
     content = json.loads(value)
     why = content["why"]
     return [
         Recommendation(product_id, rank, float(score), *why[position])
-        for rank, (product_id, score, position) in enumerate(content["items"][:k], start=1)
+        for rank, (product_id, score, position) in enumerate(content["items"], start=1)
     ]

@@ -108,7 +108,7 @@ def create_tables(connection: duckdb.DuckDBPyConnection) -> None:
     )
 
 
-def made_by(assets: Iterable[Sequence[str]]) -> str:
+def kind_of_run(assets: Iterable[Sequence[str]]) -> str:
     """The job that makes a version as a run of these assets does, or `PART`.
 
     Args:
@@ -131,7 +131,7 @@ def ingredients_now(
     """What a version would be made of now, but for landing files.
 
     Args:
-        made_by: From `made_by`.
+        made_by: From `kind_of_run`.
         n_threads: Cores that the run may use.
         variables: Of dbt, as JSON each.
         repository: Where the code is.

@@ -318,11 +318,6 @@ class Judged:
     outcome: str
     accepted: str | None = None
 
-    @property
-    def is_in_range(self) -> bool:
-        """Whether there is nothing to tell."""
-        return self.outcome in ("passed", "not judged", "noted")
-
 
 def gate_of(name: str, judged: Sequence[tuple[Figure, Expected]]) -> Gate:
     """The figures with the range each must be in, for `gates.judge` and its Data Docs."""

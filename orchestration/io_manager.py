@@ -33,7 +33,7 @@ class WarehouseIOManager(dg.IOManager):
         context.add_output_metadata({"dagster/row_count": len(obj)})
 
     def load_input(self, context: dg.InputContext) -> pl.DataFrame:
-        """Read the table; only the columns of the input's `frame` metadata, if it has one."""
+        """Read the table; only the columns that the input's metadata names, if it does."""
         schema, table = context.asset_key.path
         definition: dict[str, Any] = dict(context.definition_metadata or {})
         with self._warehouse.connect() as connection, failed_if_missing():

@@ -17,7 +17,7 @@ from publishing_for_tests import NOW, make_shop, open_warehouse, stage
 
 from exports import origins
 from exports.errors import PublishError
-from exports.origins import PART, Ingredient, InputFile, differing_ingredients, made_by
+from exports.origins import PART, Ingredient, InputFile, differing_ingredients, kind_of_run
 from exports.reproduction import as_table, compare
 from exports.versions import SURFACES
 from ml_assets.threads import n_threads
@@ -317,7 +317,7 @@ def test_an_unknown_version_and_a_wrong_number_of_threads_are_refused(line, ask)
     ],
 )
 def test_what_kind_of_run_made_a_version_follows_from_what_it_made(assets, says):
-    assert made_by([*assets, ["ml", "recommendations"], ["serving", "candidate"]]) == says
+    assert kind_of_run([*assets, ["ml", "recommendations"], ["serving", "candidate"]]) == says
 
 
 def test_users_erased_since_are_counted_and_why_lists_may_differ_is_said(
@@ -347,7 +347,7 @@ def test_a_version_from_before_it_was_recorded_is_refused(tmp_path):
 
 
 def test_a_refreshed_version_is_made_again_after_the_one_that_learned_its_models(tmp_path):
-    by_night, by_hour = made_by([*INPUTS, *MODELS]), made_by(INPUTS)
+    by_night, by_hour = kind_of_run([*INPUTS, *MODELS]), kind_of_run(INPUTS)
     found = {}
     with open_warehouse(tmp_path) as connection:
         # Models and pairs of products.
