@@ -13,12 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+from dagster._core.event_api import EventHandlerFn
 from dagster._core.storage.event_log import SqliteEventLogStorage
+from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorageWatchdog
 from dagster._core.storage.sql import create_engine
 from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS
 from dagster._serdes import ConfigurableClassData
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
+from watchdog.events import FileSystemEvent
+from watchdog.observers import Observer
 
 # The run that writes and the index across runs; the UI looks at a few runs by turns.
 _MOST_OPEN = 8
@@ -26,6 +30,8 @@ _MOST_OPEN = 8
 
 class KeptOpenEventLog(SqliteEventLogStorage):
     """One engine a file, for the files used last."""
+
+    _obs: Any
 
     def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
         self._engines: dict[str, Engine] = {}
@@ -69,12 +75,37 @@ class KeptOpenEventLog(SqliteEventLogStorage):
             self._engines.pop(next(iter(self._engines))).dispose()
         return engine
 
+    def watch(self, run_id: str, cursor: str | None, callback: EventHandlerFn) -> None:
+        """Tell the UI of each new event of a run."""
+        if self._obs is None:
+            self._obs = Observer()
+            self._obs.start()
+        watchdog = _Watchdog(self, run_id, callback, cursor)
+        watch = self._obs.schedule(watchdog, self._base_dir, recursive=True)
+        self._watchers[run_id][callback] = (watchdog, watch)
+
     def dispose(self) -> None:
         """Close all files."""
         super().dispose()
         for engine in self._engines.values():
             engine.dispose()
         self._engines.clear()
+
+
+class _Watchdog(SqliteEventLogStorageWatchdog):
+    """Looks where events are first: SQLite moves them from the write-ahead log now and then.
+
+    Dagster's own looks at the file alone, which is written whenever it is closed.
+    """
+
+    @property
+    def patterns(self) -> list[str]:
+        """The files of the run."""
+        return [self._log_path, f"{self._log_path}-wal"]
+
+    def on_modified(self, event: FileSystemEvent) -> None:
+        """Tell of what is new, whichever of the files it is in."""
+        self._process_log()
 
 
 def _wait_for_no_disk(connection: Any, _: Any) -> None:

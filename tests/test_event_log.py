@@ -1,5 +1,6 @@
 """Dagster's history as `dagster.yaml` sets it up."""
 
+import queue
 import shutil
 import threading
 from pathlib import Path
@@ -76,6 +77,21 @@ def test_a_file_that_was_opened_stays_open_and_few_do(home: Path) -> None:
             assert instance.all_logs(f"run-{number}") == []
         assert len(storage._engines) == _MOST_OPEN
         assert [_events(instance, run_id) for run_id in runs] == first
+
+
+def test_who_watches_a_run_sees_every_event_while_it_is_written(home: Path) -> None:
+    seen: queue.Queue[str] = queue.Queue()
+    with dg.DagsterInstance.get() as writer, dg.DagsterInstance.get() as reader:
+        run = writer.create_run_for_job(
+            dg.Definitions(assets=[made]).resolve_implicit_global_asset_job_def()
+        )
+        writer.report_engine_event("first", run)
+        reader.watch_event_logs(run.run_id, None, lambda event, _: seen.put(event.message))
+        for text in ("second", "last"):
+            # The writer keeps its connection, as a run does until its end.
+            writer.report_engine_event(text, run)
+            while seen.get(timeout=10) != text:
+                pass
 
 
 def test_a_wiped_log_is_empty_and_takes_new_events(home: Path) -> None:
