@@ -7,9 +7,11 @@ A version is everything published together: the rows of all surfaces under one v
 in one transaction as a candidate. Which version readers see is the state in `serving.versions`, one
 row of which is 'live'; the views `serving.current_*` follow it. So a rollback is one statement:
 
-    update serving.versions
-    set state = case when version = '20111208T000000-9c01d2aa' then 'live' else 'retired' end
-    where version = '20111208T000000-9c01d2aa' or state = 'live'
+    update serving.versions set state = if(version = '20111208T000000-9c01d2aa', 'live', 'retired')
+    where (version = '20111208T000000-9c01d2aa' or state = 'live') and '20111208T000000-9c01d2aa'
+        in (select version from serving.versions where state = 'retired' and removed_at is null)
+
+Of a version that cannot be shown it changes nothing, so that there is always one that is live.
 
 Content hash: per surface the number of rows and two sums of DuckDB's `hash()` over all rows (sums
 do not depend on the order), over the surfaces a SHA-256. md5 per row costs seven times as much and
@@ -469,20 +471,38 @@ def require_rollback_target(connection: duckdb.DuckDBPyConnection, version: str)
 def version_before(connection: duckdb.DuckDBPyConnection) -> str:
     """The kept version that was live last before the one that is.
 
+    None that readers were taken away from by a rollback: to go back twice is to go further back.
+
     Raises:
         PublishError: if there is none.
     """
     found = connection.execute(
-        "select publications.version from serving.publications"
-        " join serving.versions on versions.version = publications.version"
-        " where action in ('published', 'rolled_back')"
-        " and state = 'retired' and removed_at is null"
-        " order by publication_id desc limit 1"
+        """
+        with switches as (
+            select
+                version,
+                publication_id,
+                lead(action) over (order by publication_id) is not distinct from 'rolled_back'
+                    as was_left
+            from serving.publications
+            where action in ('published', 'rolled_back')
+        )
+        select version
+        from serving.versions
+        join switches using (version)
+        where state = 'retired' and removed_at is null
+        group by version
+        having not arg_max(was_left, publication_id)
+        order by max(publication_id) desc
+        limit 1
+        """
     ).fetchone()
     if found is None:
+        kept = [each for each in kept_versions(connection) if each.state == "retired"]
         raise PublishError(
-            "There is no version to roll back to: none was live before the one that is, or none "
-            "of those is kept."
+            "There is no version to roll back to: none was live before the one that is, none of "
+            "those is kept, or a rollback took readers away from it. "
+            f"Versions that can be named: {_names(kept)}."
         )
     return str(found[0])
 

@@ -72,6 +72,8 @@ def main() -> int:
                 instance=instance,
                 raise_on_error=False,
                 run_config={"loggers": {"short": {}}},
+                # By it the UI finds the runs of a job; it gives it to those that it starts.
+                tags={".dagster/repository": "__repository__@orchestration.definitions"},
             )
     except OperationalError as error:
         print(

@@ -835,13 +835,14 @@ def test_a_refresh_keeps_the_models_and_scores_only_whom_new_events_concern(tmp_
     assert line.run(dg.AssetSelection.assets(*by_hand)).success
     assert [line.query(each) for each in learned] == learned_before
 
-    # And back, and forth again, by the job; then by name to one that never was.
+    # And back by the job, and forth again by name; then by name to one that never was.
     second, first = [
         version
         for (version,) in line.query("select version from serving.versions order by live_at desc")
     ]
-    for expected in (first, second):
-        assert line.run(job_name="roll_back").success
+    for name, expected in (("", first), (second, second)):
+        named = {"switch_back": {"config": {"version": name}}}
+        assert line.run(job_name="roll_back", ops=named).success
         assert line.snapshot("select version from serving.versions") == [(expected,)]
         assert line.value("select distinct version from serving.current_products") == expected
     result = line.run(

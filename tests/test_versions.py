@@ -306,10 +306,29 @@ def test_a_rollback_brings_the_old_lists_back(warehouse):
     assert log_of(warehouse)[-1] == (first.version, "rolled_back")
 
 
+def test_a_second_rollback_goes_further_back_and_not_to_the_version_that_was_left(warehouse):
+    first, second, third = (publish_taste(warehouse, taste) for taste in range(3))
+    for expected in (second, first):
+        version = versions.version_before(warehouse)
+        assert version == expected.version
+        roll_back(warehouse, version, run_id="by hand", happened_at=LATER)
+
+    with pytest.raises(PublishError, match="can be named: ") as refused:
+        versions.version_before(warehouse)
+    assert second.version in str(refused.value) and third.version in str(refused.value)
+
+    # Named, or published once more, it is a version like others.
+    go_live(warehouse, third, LATER)
+    fourth = publish_taste(warehouse, 3)
+    assert versions.version_before(warehouse) == third.version != fourth.version
+
+
 def test_the_one_statement_of_the_docs_rolls_back(warehouse):
     first, second = publish_taste(warehouse, 0), publish_taste(warehouse, 1)
-    statement = versions.__doc__.split("one statement:")[1].split("Content hash")[0]
+    statement = versions.__doc__.split("one statement:")[1].split("Of a version")[0]
 
+    warehouse.execute(statement)
+    assert versions.live_version(warehouse).version == second.version
     warehouse.execute(statement.replace("20111208T000000-9c01d2aa", first.version))
 
     assert versions.live_version(warehouse).version == first.version
