@@ -1,11 +1,15 @@
 """The bundled shop through the whole line: what `make demo` shows holds for every row of it."""
 
+import re
 from pathlib import Path
 
 import pytest
 from lines import line_in, unexplained, why_it_failed
 
-DATA = Path(__file__).parents[1] / "data" / "online_retail"
+REPOSITORY = Path(__file__).parents[1]
+DATA = REPOSITORY / "data" / "online_retail"
+# A statement of the README, and below it the table that it answers with.
+ANSWERED = re.compile(r"```sql\n([^`]+)```\n\n((?:\|.*\n)+)")
 
 
 @pytest.fixture(scope="module")
@@ -31,3 +35,26 @@ def test_the_shares_of_every_row_add_up_to_its_score(demo):
 def test_what_is_served_adds_up_to_all(demo):
     assert demo.value("select sum(share) from marts.degradation") == pytest.approx(1)
     assert demo.value("select count(distinct source) from marts.degradation") > 2
+
+
+def test_the_questions_of_the_readme_have_the_answers_that_it_shows(demo):
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    block = readme.split("<!-- questions -->")[1].split("<!-- /questions -->")[0]
+    answered = ANSWERED.findall(block)
+    assert len(answered) == 4
+
+    for statement, table in answered:
+        ask = demo.query if "marts." in statement else demo.snapshot
+        rows = [[shown(value) for value in row] for row in ask(statement)]
+        expected = [line.strip("| \n").split(" | ") for line in table.splitlines()[2:]]
+        assert rows == expected, statement
+
+
+def shown(value):
+    return (
+        f"{value:.2f}"
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else value
+    )
