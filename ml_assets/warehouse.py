@@ -2,6 +2,8 @@
 
 import fcntl
 import os
+import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -34,10 +36,13 @@ class Warehouse:
     Attributes:
         path: The database file; created on first use, with its folder.
         memory_limit: DuckDB's notation, e.g. `4GB`; larger work spills to disk beside the file.
+        patience_seconds: How long a step waits for somebody who has the file open, such as an
+            analyst's console.
     """
 
     path: Path
     memory_limit: str
+    patience_seconds: float = 60.0
 
     @contextmanager
     def connect(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -47,24 +52,37 @@ class Warehouse:
             WarehouseBusyError: if another process has the file open.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            connection = duckdb.connect(
-                str(self.path),
-                # By itself DuckDB takes the cores of the machine, whatever this process may use.
-                config={"memory_limit": self.memory_limit, "threads": n_threads()},
-            )
-        except duckdb.IOException as error:
-            if "lock" not in str(error):
-                raise
-            raise WarehouseBusyError(
-                f"{self.path} is open in another process: wait for the other run to end, and read "
-                "results from published/current.duckdb, never from the build file"
-            ) from error
+        give_up_at = time.monotonic() + self.patience_seconds
+        while True:
+            try:
+                connection = self._open()
+                break
+            except WarehouseBusyError:
+                if time.monotonic() > give_up_at:
+                    raise
+            time.sleep(0.5)
         try:
             connection.execute("set TimeZone = 'UTC'")
             yield connection
         finally:
             connection.close()
+
+    def _open(self) -> duckdb.DuckDBPyConnection:
+        try:
+            return duckdb.connect(
+                str(self.path),
+                # By itself DuckDB takes the cores of the machine, whatever this process may use.
+                config={"memory_limit": self.memory_limit, "threads": n_threads()},
+            )
+        except duckdb.IOException as error:
+            if "Could not set lock" not in str(error):
+                raise
+            holder = re.search(r" \(PID \d+\)", str(error))
+            raise WarehouseBusyError(
+                f"{self.path} is open in another process{holder[0] if holder else ''}: close it "
+                "there, or wait for the run that it belongs to, and run again. A copy of the file, "
+                "or published/current.duckdb, can be open in many."
+            ) from error
 
     @contextmanager
     def held(self) -> Iterator[None]:

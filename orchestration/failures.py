@@ -4,10 +4,13 @@ Belongs here: words from Dagster's events. Does not belong here: the words thems
 where the facts are known.
 """
 
+import re
 from collections.abc import Iterable
 
 import dagster as dg
 
+# An error of our own is a sentence; of another's the class may be the better half.
+_OUR_ERROR = re.compile(r"^(exports|ml_assets|orchestration)\.[\w.]+: ")
 MAKE_ROOM = "Free disk space there and run again; the last published version stays live."
 
 
@@ -34,7 +37,7 @@ def _reason(event: dg.DagsterEvent) -> str:
     metadata = data.user_failure_data
     reason = metadata.description if metadata else None
     if reason is None and data.error is not None:
-        reason = (data.error.cause or data.error).message.strip()
+        reason = _OUR_ERROR.sub("", (data.error.cause or data.error).message.strip())
     if reason is None:
         return "no reason is known; the step's log has more"
     if "No space left on device" in reason and "free" not in reason.lower():

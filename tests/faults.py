@@ -249,7 +249,7 @@ def two_at_once(place: Place, n_times: int = 2) -> list[str]:
         assert any(each.code == 0 for each in ended)
         for each in ended:
             if each.code != 0:
-                assert "wait for the other run to end" in each.said, each.said
+                assert "wait for the run that it belongs to" in each.said, each.said
                 said.append(each.said.strip().splitlines()[-1].partition(": ")[2])
         assert place.witness.look().is_same
     place.publish()

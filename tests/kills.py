@@ -249,7 +249,8 @@ def publish_taste(
     began: Any, home: Path, redis_url: str, taste: int, n_users: int, happened_at: datetime = NOW
 ) -> None:
     """Make another version of a small shop and publish it."""
-    with Warehouse(home / "warehouse.duckdb", "1GB").connect() as warehouse:
+    warehouse_of_home = Warehouse(home / "warehouse.duckdb", "1GB", patience_seconds=0)
+    with warehouse_of_home.connect() as warehouse:
         make_shop(warehouse, taste=taste, users=tuple(f"u{n}" for n in range(n_users)))
         began.set()
         publish_version(

@@ -2,7 +2,10 @@
 
 import json
 import signal
+import subprocess
+import sys
 from argparse import Namespace
+from dataclasses import replace
 
 import dagster as dg
 import duckdb
@@ -14,7 +17,7 @@ from stress import _page as stress_page
 from switching import switch_under_readers
 
 from exports.redis_server import EmbeddedRedis
-from ml_assets.warehouse import WarehouseBusyError
+from ml_assets.warehouse import Warehouse, WarehouseBusyError
 from orchestration.gates import Gate, Rule, judge
 
 KILLS = 12
@@ -110,6 +113,38 @@ def _hold(warehouse, began):
     with warehouse.held():
         began.set()
         signal.pause()
+
+
+READ_FOR_A_SECOND = """
+import sys, time, duckdb
+with duckdb.connect(sys.argv[1], read_only=True):
+    print("open", flush=True)
+    time.sleep(1)
+"""
+
+
+def test_a_step_waits_for_a_console_that_is_open_and_then_names_its_process(tmp_path):
+    path = tmp_path / "the clockwork" / "warehouse.duckdb"
+    patient = Warehouse(path, "1GB")
+    with patient.connect():
+        pass
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READ_FOR_A_SECOND, path], stdout=subprocess.PIPE, text=True
+    )
+    assert reader.stdout.readline() == "open\n"
+
+    hasty = replace(patient, patience_seconds=0)
+    by_whom = rf"another process \(PID {reader.pid}\)"
+    with pytest.raises(WarehouseBusyError, match=by_whom), hasty.connect():
+        pass
+    with patient.connect() as connection:
+        assert connection.execute("select 1").fetchone() == (1,)
+    assert reader.wait(60) == 0
+
+    path.write_bytes(b"no database")
+    damaged = "not a valid DuckDB database"
+    with pytest.raises(duckdb.IOException, match=damaged), patient.connect():
+        pass
 
 
 def test_a_run_that_is_killed_lets_go_of_the_warehouse(context, tmp_path):
