@@ -8,9 +8,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.run_status_sensor_definition import RunStatusSensorCursor
 from lines import line_in
 
 from exports.assets import LIVE_KEY, SERVED_FOR
+from orchestration import alerts
 from orchestration.alerts import (
     NO_HOOK,
     AlertError,
@@ -26,10 +28,13 @@ NOW = datetime(2024, 5, 6, 12, tzinfo=UTC)
 
 
 class Hook:
-    """A webhook that keeps what it was told, and answers as it is told to."""
+    """A webhook that keeps what it was told, and answers as it is told to.
+
+    With the first of `statuses` a time, with `status` when none is left.
+    """
 
     def __init__(self):
-        self.texts, self.status = [], 200
+        self.texts, self.statuses, self.status = [], [], 200
         hook = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -37,7 +42,13 @@ class Hook:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 assert self.headers["Content-Type"] == "application/json"
                 hook.texts.append(json.loads(body)["text"])
-                self.send_response(hook.status)
+                self.send_response(hook.statuses.pop(0) if hook.statuses else hook.status)
+                self.send_header("Location", "/login")
+                self.end_headers()
+
+            def do_GET(self):
+                # A page to log in: what follows a redirection reads it.
+                self.send_response(200)
                 self.end_headers()
 
             def log_message(self, *_):
@@ -49,7 +60,8 @@ class Hook:
 
 
 @pytest.fixture
-def hook():
+def hook(monkeypatch):
+    monkeypatch.setattr(alerts, "_WAITS_SECONDS", (0.0, 0.0))
     hook = Hook()
     yield hook
     hook.server.shutdown()
@@ -134,7 +146,9 @@ def test_old_recommendations_are_told_once(tmp_path, hook):
         ("ftp://host/a-secret-token", 200, "must begin with http"),
         ("http://127.0.0.1:1/a-secret-token", 200, "nobody answered"),
         ("http://[a-secret-token", 200, "nobody answered"),
-        (None, 403, "it answered 403"),
+        ("https://bot:a-secret-token@hooks.example/services", 200, "nobody answered"),
+        (None, 403, "in 3 tries: it answered 403"),
+        (None, 302, "it answered 302"),
     ],
 )
 def test_an_alert_that_cannot_be_sent_is_a_sentence_without_the_url(hook, url, status, says):
@@ -143,7 +157,34 @@ def test_an_alert_that_cannot_be_sent_is_a_sentence_without_the_url(hook, url, s
     with pytest.raises(AlertError, match=says) as raised:
         send(url or hook.url, "text")
 
+    # Dagster writes down what an error came of as well.
+    assert raised.value.__cause__ is raised.value.__context__ is None
     assert "a-secret-token" not in str(raised.value)
+
+
+def test_an_alert_that_is_not_taken_at_once_is_sent_again(hook):
+    hook.statuses = [503, 429]
+
+    send(hook.url, "text")
+
+    assert hook.texts == ["text"] * 3
+
+
+def test_a_run_that_was_started_by_hand_is_told_though_it_is_of_no_code_location(failed, hook):
+    settings, instance, result = failed
+    context = dg.build_sensor_context(
+        instance=instance,
+        cursor=RunStatusSensorCursor(record_id=0).to_json(),
+        # As the daemon looks; a run in the process of `make demo` is of no repository.
+        repository_name="__repository__",
+        resources={"settings": replace(settings, alert_url=hook.url)},
+    )
+
+    alert_on_failure.evaluate_tick(context)
+
+    assert [text.splitlines()[0] for text in hook.texts] == [
+        f"recmart: daily_recommendations failed, run {result.run_id}."
+    ]
 
 
 def test_a_failed_dbt_test_names_tables_figure_and_query(tmp_path):
