@@ -5,7 +5,7 @@ where the facts are known.
 """
 
 import re
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 
 class PublishError(Exception):
@@ -34,9 +34,35 @@ class ReaderError(Exception):
 
 def without_password(url: str) -> str:
     """The URL as it may be shown: user and password, and what follows the '?', left out."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+    # Not by urllib: for it a / # or ? in the password is the end of the host.
+    found = re.match(r"(\w+://)?(.*@)?([^?#]*)", url, re.DOTALL)
+    assert found is not None
+    scheme, secret, host = found.groups("")
+    # Behind a '?', what follows the @ may be the end of a password.
+    return scheme + ("..." if "?" in secret else host)
+
+
+def check_redis_address(url: str) -> None:
+    """See that a URL can be one of Redis, and that urllib finds the host in it.
+
+    Raises:
+        ValueError: if not, with a sentence that may be shown.
+    """
+    try:
+        parts = urlsplit(url)
+        # A port that is no number raises when it is asked for.
+        is_address = parts.scheme in {"redis", "rediss", "unix"} and parts.port != 0
+    except ValueError:
+        is_address = False
+    else:
+        is_address &= "@" not in parts.path + parts.query + parts.fragment
+    if not is_address:
+        # Outside the `except`: what urllib says quotes a piece of the password.
+        raise ValueError(
+            f"{without_password(url)} is not a Redis address: expected is redis://host:6379/0, "
+            "rediss://user:password@host:6379/0 or unix:///path/to/socket, where user and password "
+            "have % / ? # and @ percent-encoded: %25 %2F %3F %23 %40"
+        )
 
 
 def redis_remedy(text: str) -> str | None:

@@ -22,7 +22,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from exports.errors import PseudonymError, ReaderError, redis_remedy, without_password
+from exports.errors import (
+    PseudonymError,
+    ReaderError,
+    check_redis_address,
+    redis_remedy,
+    without_password,
+)
 from exports.lists import (
     KINDS_OF_USERS,
     ON_SALE,
@@ -301,6 +307,7 @@ class _RedisLists:
         self._url = without_password(url)
         self._errors: tuple[type[Exception], ...] = (redis.RedisError, OSError)
         try:
+            check_redis_address(url)
             # Any: redis-py's types do not say whether replies are bytes.
             self._client: Any = redis.Redis.from_url(
                 url,
@@ -309,10 +316,7 @@ class _RedisLists:
                 retry=Retry(NoBackoff(), 0),
             )
         except ValueError as error:
-            raise ReaderError(
-                f"{self._url} is not a Redis address ({error}): expected redis://host:6379/0, "
-                "rediss://user:password@host:6379/0 or unix:///path/to/socket."
-            ) from error
+            raise ReaderError(f"Redis cannot be asked: {error}.") from error
         self._version = ""
         self._key = key
         # The version whose ids the key was found to fit.

@@ -16,7 +16,13 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from exports.errors import RedisAwayError, RedisLoadError, redis_remedy, without_password
+from exports.errors import (
+    RedisAwayError,
+    RedisLoadError,
+    check_redis_address,
+    redis_remedy,
+    without_password,
+)
 
 UNCHANGED = "Readers keep the version they have."
 
@@ -42,26 +48,25 @@ _REMEDIES = {
     "MISCONF": "It cannot save to its disk and therefore refuses writes: free disk space there.",
     "LOADING": "It is still reading its data from disk: run again in a minute.",
     "WRONGTYPE": "A key of another type is in the way: nothing else may use the prefix recmart:.",
-    "MOVED": "It is part of a cluster: set REDIS_URL to a single server.",
+    "MASTERDOWN": "It is a replica that has lost its primary: set REDIS_URL to the primary.",
+    "TRYAGAIN": "It is part of a cluster that moves its keys: set REDIS_URL to a single server.",
+    **dict.fromkeys(
+        ("MOVED", "ASK", "CROSSSLOT", "CLUSTERDOWN"),
+        "It is part of a cluster: set REDIS_URL to a single server.",
+    ),
 }
-
-_CODES: dict[type[Exception], str] = {
-    redis.OutOfMemoryError: "OOM",
-    redis.ReadOnlyError: "READONLY",
-    redis.BusyLoadingError: "LOADING",
-}
+# What passes by itself.
+_AWAY = {"LOADING", "MASTERDOWN", "TRYAGAIN"}
 
 
 @contextmanager
 def connected(redis_url: str) -> Iterator[redis.Redis]:
     """One connection, closed at the end; every error of the library becomes our sentence."""
     try:
+        check_redis_address(redis_url)
         client = redis.Redis.from_url(redis_url, **_OPTIONS)
     except ValueError as error:
-        raise RedisLoadError(
-            f"REDIS_URL {without_password(redis_url)} is not a Redis address ({error}): expected "
-            "redis://host:6379/0, rediss://user:password@host:6379/0 or unix:///path/to/socket."
-        ) from error
+        raise RedisLoadError(f"REDIS_URL cannot be used: {error}.") from error
     except (redis.RedisError, OSError) as error:
         raise explained(error, redis_url) from error
     try:
@@ -76,16 +81,14 @@ def explained(error: Exception | str, redis_url: str) -> RedisLoadError:
     """An error of redis-py, or an error reply as it came, as a sentence that says what to do."""
     text = str(error)
     where = f"Redis at {without_password(redis_url)}"
-    # redis-py cuts the code off some replies and tells by the class.
-    code = next(
-        (code for kind, code in _CODES.items() if isinstance(error, kind)), text.split(" ", 1)[0]
-    )
+    # redis-py cuts the codes that it knows off the text.
+    code = getattr(error, "status_code", None) or text.split(" ", 1)[0]
     if isinstance(error, redis.AuthenticationError) and code not in _REMEDIES:
         code = "NOAUTH" if "required" in text.lower() else "WRONGPASS"
     if remedy := redis_remedy(text):
         return RedisLoadError(f"{where} cannot be used: {text}. {remedy} {UNCHANGED}")
     if code in _REMEDIES:
-        kind = RedisAwayError if code == "LOADING" else RedisLoadError
+        kind = RedisAwayError if code in _AWAY else RedisLoadError
         return kind(f"{where} refused: {text}. {_REMEDIES[code]} {UNCHANGED}")
     if isinstance(error, (redis.ConnectionError, redis.TimeoutError, OSError)):
         return RedisAwayError(

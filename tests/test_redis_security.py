@@ -1,6 +1,8 @@
 """Redis behind a password, rights and TLS: a real server, the rights that docs/redis.md lists."""
 
 import re
+import socketserver
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from publishing_for_tests import make_shop, stage
 from tls_for_tests import make_authority, tls_in_front_of
 
 from exports import redis_client
-from exports.errors import ReaderError, RedisLoadError
+from exports.errors import ReaderError, RedisAwayError, RedisLoadError, without_password
 from exports.placements import PLACEMENTS
 from exports.reader import Reader
 from exports.redis_load import (
@@ -240,3 +242,82 @@ def test_one_side_with_tls_and_the_other_without_is_told(
         port = tls_port if scheme == "redis" else server.split(":")[2].split("/")[0]
         with pytest.raises(RedisLoadError, match=r"does not answer .*rediss:// where it speaks"):
             publish(warehouse, f"{scheme}://publisher:{QUOTED}@127.0.0.1:{port}/0", ttl_seconds=60)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://publisher:p4/ss+w0rd@cache.example:6379/0", "redis://cache.example:6379/0"),
+        ("redis://publisher:p4#ss+w0rd@cache.example:6379/0", "redis://cache.example:6379/0"),
+        ("redis://publisher:6379/ss+w0rd@cache.example/0", "redis://cache.example/0"),
+        ("redis://publisher:p4@ss/w0rd@cache.example/0?a=b", "redis://cache.example/0"),
+        ("redis://publisher:p4?ss+w0rd@cache.example:6379/0", "redis://..."),
+        ("redis://cache.example:6379/0?password=p4@ss+w0rd", "redis://..."),
+        ("publisher:p4ss+w0rd@cache.example:6379", "cache.example:6379"),
+        ("redis://[::1:6379", "redis://[::1:6379"),
+        ("OFF", "OFF"),
+    ],
+)
+def test_an_address_that_is_none_is_shown_without_any_piece_of_the_password(url, shown):
+    assert without_password(url) == shown
+
+    with pytest.raises(RedisLoadError) as error, redis_client.connected(url):
+        pass
+    with pytest.raises(ReaderError) as of_reader:
+        Reader(redis_url=url)
+
+    for said in (str(error.value), str(of_reader.value)):
+        assert f"{shown} is not a Redis address: expected is redis://host:6379/0" in said
+        assert "percent-encoded" in said
+        assert "p4" not in said and "w0rd" not in said and "publisher" not in said
+
+
+@pytest.fixture
+def replies() -> Iterator[tuple[str, list[bytes]]]:
+    """A server that greets as Redis does, and answers anything else with the reply in the list."""
+    said: list[bytes] = []
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            while received := self.request.recv(65536):
+                greetings = received.count(b"CLIENT")
+                self.request.sendall(b"+OK\r\n" * greetings or said[0] + b"\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as listening:
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        yield f"redis://127.0.0.1:{listening.server_address[1]}/0", said
+        listening.shutdown()
+
+
+CLUSTER = "It is part of a cluster: set REDIS_URL to a single server."
+
+
+@pytest.mark.parametrize(
+    ("reply", "remedy", "passes"),
+    [
+        ("MOVED 3999 10.0.0.7:6381", CLUSTER, False),
+        ("ASK 3999 10.0.0.7:6381", CLUSTER, False),
+        ("CROSSSLOT Keys in request don't hash to the same slot", CLUSTER, False),
+        ("CLUSTERDOWN Hash slot not served", CLUSTER, False),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", "that moves its keys", True),
+        ("MASTERDOWN Link with MASTER is down", "lost its primary", True),
+        ("LOADING Redis is loading the dataset in memory", "still reading its data", True),
+        ("READONLY You can't write against a read only replica.", "It is a replica", False),
+        ("OOM command not allowed when used memory > 'maxmemory'.", "memory is full", False),
+        ("MISCONF Redis is configured to save RDB snapshots", "cannot save", False),
+        ("NOAUTH Authentication required.", "It wants a password", False),
+    ],
+)
+def test_a_refusal_says_what_to_do_and_only_what_passes_is_tried_again(
+    replies, reply, remedy, passes
+):
+    url, said = replies
+    said.append(f"-{reply}".encode())
+
+    with pytest.raises(RedisLoadError) as error, redis_client.connected(url) as client:
+        client.get("recmart:current")
+
+    assert remedy in str(error.value)
+    assert isinstance(error.value, RedisAwayError) == passes
+    # The bulk of a load reads replies itself.
+    assert remedy in str(redis_client.explained(reply, url))
