@@ -6,6 +6,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from orchestration.landing import erasure
 from orchestration.settings import Settings
 
 # What looks at days of the past, and what takes users out, has jobs of its own.
@@ -80,7 +81,7 @@ hourly = dg.ScheduleDefinition(
     # Not at three, when the models are learned anew.
     cron_schedule="0 0-2,4-23 * * *",
     execution_timezone="UTC",
-    description="Every other hour of the day: what happened since, with the night's models.",
+    description="Every hour except 03:00 UTC: what happened since, with the night's models.",
 )
 
 
@@ -99,15 +100,22 @@ def new_landing_files(
         yield dg.SkipReason(f"nothing new in {settings.data}")
         return
     context.update_cursor(seen)
-    yield dg.RunRequest(run_key=seen)
+    # Without a run_key: it would be remembered for ever, and a folder that is put back as it was
+    # before a bad file would never run again. Dagster stores cursor and request together.
+    yield dg.RunRequest()
 
 
 def fingerprint(folder: Path) -> str:
-    """Changes when a file below the folder is added, removed, written or renamed."""
+    """Changes when a file below the folder is added, removed, written or renamed.
+
+    Requests for erasure are left out: they are for another job.
+    """
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
+        name = path.relative_to(folder)
+        if path.is_file() and name.parts[0] != erasure.FOLDER:
             stat = path.stat()
-            line = f"{path.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
-            digest.update(line.encode())
+            line = f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+            # Bytes of a name that are no UTF-8 as they are: to say so is for the run.
+            digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()

@@ -5,6 +5,7 @@ import gzip
 import html
 import io
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from exports.redis_server import find_redis_server
 from ml_assets.rule_cost import KNOB
 from ml_assets.rules import ACTIONS
 from orchestration.landing.synthetic_shop import write_shop
+from orchestration.schedules import fingerprint, new_landing_files
 from orchestration.settings import DBT_PROJECT_DIR
 
 ODD_USERS = ["007", "7", "O'Hara", 'say "hi"', "two\nlines", "🎁", "Ünïcode; drop table", "a,b"]
@@ -777,8 +779,6 @@ def test_a_setting_that_makes_no_sense_is_named(setting, tmp_path):
 
 
 def test_the_sensor_sees_new_changed_and_removed_files(tmp_path):
-    from orchestration.schedules import fingerprint
-
     file = Path(tmp_path / "a.csv")
     prints = [fingerprint(tmp_path)]
     file.write_text("1")
@@ -788,8 +788,33 @@ def test_the_sensor_sees_new_changed_and_removed_files(tmp_path):
     file.rename(tmp_path / "b.csv")
     prints.append(fingerprint(tmp_path))
 
-    assert len(set(prints)) == 4
+    # Not UTF-8, as Windows' programs name their files.
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.csv")).write_text("1")
+    prints.append(fingerprint(tmp_path))
+
+    assert len(set(prints)) == 5
+    # No new data.
+    (tmp_path / "erasures").mkdir()
+    (tmp_path / "erasures" / "2024-03.csv").write_text("user_id\nu\n")
     assert fingerprint(tmp_path) == prints[-1]
+
+
+def test_a_folder_that_is_as_it_was_before_a_bad_file_starts_the_line_again(tmp_path):
+    line = line_in(tmp_path)
+    write_files(line.settings.data, events__a_csv="good")
+    file = line.settings.data / "events" / "a.csv"
+    good = file.stat()
+    cursor, requests = None, []
+    for content in ("good", "bad", "good", "good"):
+        file.write_text(content)
+        os.utime(file, ns=(good.st_atime_ns, good.st_mtime_ns))
+        context = dg.build_sensor_context(cursor=cursor, resources={"settings": line.settings})
+        asked = new_landing_files.evaluate_tick(context).run_requests
+        requests.append([request.run_key for request in asked])
+        cursor = context.cursor
+
+    # Without a key that Dagster would find among earlier runs.
+    assert requests == [[None], [None], [None], []]
 
 
 def test_a_refresh_keeps_the_models_and_scores_only_whom_new_events_concern(tmp_path):
