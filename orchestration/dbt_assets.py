@@ -103,6 +103,7 @@ def dbt_models(
     warehouse: dg.ResourceParam[Warehouse],
 ) -> Iterator[Any]:
     """Run the models and their tests in order; a failing test stops what is built on it."""
+    variables = variables_of(config)
     _require_what_is_left_out(warehouse, context)
     # The profile reads these.
     os.environ["RECMART_HOME"] = str(settings.home)
@@ -114,9 +115,6 @@ def dbt_models(
         arguments += ["--exclude-resource-type", "test"]
     # A test that also reads a table which this run leaves as it was would compare two days.
     arguments += ["--indirect-selection", "buildable"]
-    variables = json.loads(config.variables)
-    if config.as_of:
-        variables["as_of"] = config.as_of
     if variables:
         arguments += ["--vars", json.dumps(variables)]
     # One folder: of its own for each run, as by default, they would fill the disk.
@@ -155,6 +153,38 @@ def dbt_models(
         yield event
     if not invocation.is_successful():
         raise dg.Failure(description=_failures(invocation), allow_retries=False)
+
+
+def variables_of(config: DbtConfig) -> dict[str, Any]:
+    """What dbt is given in place of what stands in dbt_project.yml.
+
+    Raises:
+        dg.Failure: if it is no JSON, or names a variable that nothing would read.
+    """
+    try:
+        variables = json.loads(config.variables)
+    except json.JSONDecodeError:
+        variables = None
+    if not isinstance(variables, dict):
+        raise dg.Failure(
+            description=f"variables is {config.variables}: expected is a JSON object, such as "
+            '{"half_life_days": 30}.',
+            allow_retries=False,
+        )
+    if variables:
+        # Import here: most runs are given none.
+        from dbt.clients.yaml_helper import load_yaml_text
+
+        known = load_yaml_text((DBT_PROJECT_DIR / "dbt_project.yml").read_text())["vars"]
+        if unknown := sorted(variables.keys() - known.keys()):
+            raise dg.Failure(
+                description=f"variables names {', '.join(unknown)}, which dbt_project.yml does not "
+                f"have: expected are {', '.join(sorted(known))}.",
+                allow_retries=False,
+            )
+    if config.as_of:
+        variables["as_of"] = config.as_of
+    return variables
 
 
 def _require_what_is_left_out(warehouse: Warehouse, context: dg.AssetExecutionContext) -> None:

@@ -6,6 +6,7 @@ import html
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from exports.reader import Reader
 from exports.redis_server import find_redis_server
 from ml_assets.rule_cost import KNOB
 from ml_assets.rules import ACTIONS
+from orchestration.dbt_assets import DbtConfig, variables_of
 from orchestration.landing.synthetic_shop import write_shop
 from orchestration.schedules import fingerprint, new_landing_files
 from orchestration.settings import DBT_PROJECT_DIR
@@ -751,6 +753,28 @@ def test_a_negative_weight_stops_the_run_before_dbt_sees_it(tmp_path, monkeypatc
     said = why_it_failed(line.run(dg.AssetSelection.groups("raw")))
 
     assert "event_weights.csv" in said and "-1" in said
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ('{"halflife": 3}', "names halflife, which dbt_project.yml does not have: expected are"),
+        ('{"halflife": 3, "min_pairs": 1}', "names halflife, min_pairs, which dbt_project.yml"),
+        ("{half_life_days: 3}", "variables is {half_life_days: 3}: expected is a JSON object"),
+        ("[]", "variables is []: expected is a JSON object"),
+    ],
+)
+def test_variables_that_dbt_would_not_read_are_refused(variables, said):
+    with pytest.raises(dg.Failure, match=re.escape(said)):
+        variables_of(DbtConfig(variables=variables))
+
+
+def test_variables_may_be_any_of_the_project():
+    given = {"event_weights": {"view": 5}, "pairs_at_once": 1}
+
+    found = variables_of(DbtConfig(variables=json.dumps(given), as_of="2024-01-31"))
+
+    assert found == {**given, "as_of": "2024-01-31"}
 
 
 @pytest.mark.parametrize(
