@@ -24,6 +24,10 @@ class RedisServerError(PublishError):
     """The embedded Redis cannot be found, started or stopped."""
 
 
+class SettingError(PublishError):
+    """A value of the environment makes no sense."""
+
+
 class PseudonymError(Exception):
     """The key of pseudonyms is missing, unusable, or not the one that ids were replaced with."""
 

@@ -29,6 +29,7 @@ from exports.errors import (
     redis_remedy,
     without_password,
 )
+from exports.home import home_of_line
 from exports.lists import (
     KINDS_OF_USERS,
     ON_SALE,
@@ -496,12 +497,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.redis or chosen.snapshot:
         sources = {"redis_url": chosen.redis, "snapshot": chosen.snapshot}
     else:
-        home = Path(os.environ.get("RECMART_HOME", "var"))
         redis_url = os.environ.get("REDIS_URL", "")
         sources = {
             # `embedded` and `off` are words for the line; the snapshot answers then.
             "redis_url": redis_url if "://" in redis_url else None,
-            "snapshot": home / "published" / "current.duckdb",
+            "snapshot": home_of_line() / "published" / "current.duckdb",
         }
     try:
         with Reader(**sources, pseudonym_key=key_from(os.environ)) as reader:

@@ -30,6 +30,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from exports.errors import RedisServerError
+from exports.home import home_of_line, keep_private
 
 PROGRAM = "redis-server"
 PROGRAM_VARIABLE = "RECMART_REDIS_SERVER"
@@ -60,7 +61,6 @@ class EmbeddedRedis:
         Raises:
             RedisServerError: if no program is found, or the server does not come up.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
         with self._locked("start.lock"):
             for _ in range(_PORT_ATTEMPTS):
                 server_lock = self._try_lock("server.lock")
@@ -205,7 +205,7 @@ class EmbeddedRedis:
         return "It left no log."
 
     def _try_lock(self, name: str) -> int | None:
-        descriptor = os.open(self._folder / name, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = self._opened(name)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -215,12 +215,22 @@ class EmbeddedRedis:
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        descriptor = os.open(self._folder / name, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = self._opened(name)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
             os.close(descriptor)
+
+    def _opened(self, name: str) -> int:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            return os.open(self._folder / name, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise RedisServerError(
+                f"The embedded Redis cannot use the folder {self._folder}: {error.strerror}. "
+                "Correct RECMART_HOME, or set REDIS_URL to another Redis."
+            ) from error
 
 
 def address(redis_url: str, home: Path) -> str | None:
@@ -300,7 +310,8 @@ def _connected(url: str, *, seconds: float) -> Iterator[redis.Redis]:
 
 def main(arguments: Sequence[str]) -> int:
     """`python -m exports.redis_server start|stop`: by hand, for the home in `RECMART_HOME`."""
-    server = EmbeddedRedis(Path(os.environ.get("RECMART_HOME") or "var"))
+    keep_private()
+    server = EmbeddedRedis(home_of_line())
     try:
         if list(arguments) == ["start"]:
             print(server.start())

@@ -9,13 +9,18 @@ from pathlib import Path
 
 import duckdb
 
-from exports.errors import PseudonymError
+from exports.errors import PseudonymError, SettingError
 from orchestration.failures import MAKE_ROOM, sentences
 from orchestration.processes import end_process, imported_at_once
 from orchestration.settings import REPOSITORY, Settings, from_environment, keep_private
 
 TITLES = """
-    select lists.user_id, lists.rank, products.title, lists.source, lists.reason
+    select
+        lists.user_id,
+        lists.rank,
+        coalesce(products.title, lists.product_id),
+        lists.source,
+        lists.reason
     from serving.recommendations as lists
     join serving.products as products using (product_id)
     where lists.user_id in (
@@ -44,11 +49,13 @@ METRICS = """
 def main() -> int:
     """Run a job, print the results; 1 if the run failed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--job", default="daily_recommendations")
+    # The jobs that publish, which is what is reported of.
+    jobs = ("daily_recommendations", "refresh_recommendations")
+    parser.add_argument("--job", default=jobs[0], choices=jobs)
     job = parser.parse_args().job
     try:
         settings = from_environment()
-    except PseudonymError as error:
+    except (PseudonymError, SettingError) as error:
         print(error, file=sys.stderr)
         return 1
     keep_private()

@@ -97,6 +97,12 @@ def main() -> int:
     keep_private()
     try:
         settings = from_environment()
+        if not settings.warehouse.path.exists():
+            # Before a folder, a warehouse and a Redis are made there.
+            raise PublishError(
+                f"There is no warehouse {settings.warehouse.path}, so nothing was published from "
+                "there: correct RECMART_HOME."
+            )
         redis_url = address(settings.redis_url, settings.home)
         with settings.warehouse.held(), settings.warehouse.connect() as connection:
             started = time.perf_counter()

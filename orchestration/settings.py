@@ -1,4 +1,8 @@
-"""Where things are, from the environment: the only module that reads it."""
+"""Where things are: all that the environment says of the line.
+
+Does not belong here: what programs beside the line look for themselves (`exports/reader.py`,
+`exports/redis_server.py`).
+"""
 
 import os
 import subprocess
@@ -7,10 +11,14 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+import duckdb
+
+from exports.errors import SettingError, check_redis_address
+from exports.home import REPOSITORY, home_of_line
+from exports.home import keep_private as keep_private
 from exports.pseudonyms import key_from
 from ml_assets.warehouse import Warehouse
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 DBT_PROJECT_DIR = REPOSITORY / "dbt_project"
 # The environment's own dbt, whether or not it was activated; and the one of `parsed_dbt.py`.
 DBT = Path(sys.executable).with_name("dbt")
@@ -66,28 +74,35 @@ def from_environment() -> Settings:
 
     Raises:
         PseudonymError: if the key of pseudonyms cannot be used.
+        SettingError: if another value cannot be: now, and not after hours of work.
     """
-
-    def path(name: str, default: Path) -> Path:
-        return Path(os.environ.get(name) or default).resolve()
-
+    memory_limit = os.environ.get("RECMART_MEMORY_LIMIT") or "4GB"
+    try:
+        duckdb.connect(config={"memory_limit": memory_limit}).close()
+    except duckdb.Error:
+        raise SettingError(
+            f"RECMART_MEMORY_LIMIT is {memory_limit}: expected is a number with a unit, such as "
+            "4GB or 512MiB, or a share of the machine's memory, such as 50%."
+        ) from None
+    redis_url = os.environ.get("REDIS_URL") or "embedded"
+    if redis_url not in {"embedded", "off"}:
+        try:
+            check_redis_address(redis_url)
+        except ValueError as error:
+            raise SettingError(
+                f"REDIS_URL cannot be used: {error}; or the word embedded for a server of the "
+                "line's own, or off for none."
+            ) from None
     return Settings(
-        home=path("RECMART_HOME", REPOSITORY / "var"),
-        data=path("RECMART_DATA", REPOSITORY / "data" / "online_retail"),
-        memory_limit=os.environ.get("RECMART_MEMORY_LIMIT") or "4GB",
-        redis_url=os.environ.get("REDIS_URL") or "embedded",
+        home=home_of_line(),
+        data=Path(
+            os.environ.get("RECMART_DATA") or REPOSITORY / "data" / "online_retail"
+        ).resolve(),
+        memory_limit=memory_limit,
+        redis_url=redis_url,
         alert_url=os.environ.get("RECMART_ALERT_URL") or "",
         pseudonym_key=key_from(os.environ),
     )
-
-
-def keep_private() -> None:
-    """Let what this process writes be read by its user and group alone, whatever its umask is.
-
-    Customers' ids are in the warehouse, in what is published and in the logs. A folder that is
-    there already keeps its rights.
-    """
-    os.umask(os.umask(0o077) | 0o027)
 
 
 def code_version() -> str:

@@ -27,6 +27,7 @@ from exports.redis_server import find_redis_server
 from ml_assets.rule_cost import KNOB
 from ml_assets.rules import ACTIONS
 from orchestration.dbt_assets import DbtConfig, variables_of
+from orchestration.demo import report
 from orchestration.landing.synthetic_shop import write_shop
 from orchestration.schedules import fingerprint, new_landing_files
 from orchestration.settings import DBT_PROJECT_DIR
@@ -678,6 +679,7 @@ def test_a_shop_with_one_user_one_product_and_no_titles_is_served(tmp_path):
     assert line.query("select * from ml.offline_metrics") == []
     page = (line.settings.home / "reports" / "latest.html").read_text(encoding="utf-8")
     assert "No fold of the past could be asked" in page
+    assert re.search(r"^ +u  1\. p  ", report(line.settings, seconds=1), re.MULTILINE)
 
 
 BAD = {

@@ -6,20 +6,25 @@ import socket
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import redis
 
 from exports import redis_server
 from exports.errors import RedisServerError
+from exports.home import home_of_line
 from exports.redis_server import EmbeddedRedis, find_redis_server
+from orchestration.settings import from_environment
 
 
 @pytest.fixture
 def home(tmp_path):
-    """A home whose server, if a test left one, is ended."""
+    """A home whose server, if a test left one, is ended. Files are for everybody by default."""
     folder = tmp_path / "a home"
+    umask = os.umask(0o022)
     yield folder
+    os.umask(umask)
     EmbeddedRedis(folder).stop()
 
 
@@ -261,6 +266,29 @@ def test_it_can_be_started_and_stopped_by_hand(home, monkeypatch, capsys):
     assert ask(url, "PING")
     assert redis_server.main(["stop"]) == 0
     assert not is_running(url)
+    assert stat.S_IMODE((home / "redis" / "dump.rdb").stat().st_mode) == 0o640
+
+
+def test_a_home_that_is_no_folder_is_a_sentence(home, monkeypatch, capsys):
+    home.write_text("")
+    monkeypatch.setenv("RECMART_HOME", str(home))
+
+    assert redis_server.main(["start"]) == 1
+
+    said = capsys.readouterr().err
+    assert said.startswith(f"The embedded Redis cannot use the folder {home / 'redis'}: Not a")
+    assert "Correct RECMART_HOME" in said
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_without_a_home_it_is_that_of_the_line_wherever_one_stands(tmp_path, monkeypatch, value):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RECMART_HOME", raising=False)
+    if value is not None:
+        monkeypatch.setenv("RECMART_HOME", value)
+
+    assert home_of_line() == Path(redis_server.__file__).parents[1] / "var"
+    assert from_environment().home == home_of_line()
 
 
 def test_a_wrong_word_or_a_failure_by_hand_is_told_and_an_exit_code(home, monkeypatch, capsys):
