@@ -1,7 +1,7 @@
-"""Where things are: all that the environment says of the line.
+"""Where things are: what the environment says of the line.
 
-Does not belong here: what programs beside the line look for themselves (`exports/reader.py`,
-`exports/redis_server.py`).
+Does not belong here: what programs beside the line ask it for themselves (`exports/reader.py`,
+`exports/redis_server.py`), and what is Dagster's or dbt's own.
 """
 
 import os
