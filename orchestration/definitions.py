@@ -7,6 +7,7 @@ import dagster as dg
 
 from exports import assets as export_assets
 from exports.assets import Publishing
+from exports.home import keep_private
 from ml_assets import assets as model_assets
 from ml_assets.assets import RecommenderSettings
 from ml_assets.warehouse import Warehouse
@@ -31,7 +32,6 @@ from orchestration.settings import (
     Settings,
     code_version,
     from_environment,
-    keep_private,
 )
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import duckdb
 
 from exports.errors import PseudonymError, SettingError
+from exports.home import keep_private
 from orchestration.failures import MAKE_ROOM, sentences
 from orchestration.processes import end_process, imported_at_once
-from orchestration.settings import REPOSITORY, Settings, from_environment, keep_private
+from orchestration.settings import REPOSITORY, Settings, from_environment
 
 TITLES = """
     select

@@ -24,6 +24,7 @@ import duckdb
 
 from exports import versions
 from exports.errors import PseudonymError, PublishError
+from exports.home import keep_private
 from exports.origins import (
     ADAPTER_ENTITY,
     REFRESH,
@@ -47,7 +48,6 @@ from orchestration.settings import (
     REPOSITORY,
     Settings,
     from_environment,
-    keep_private,
 )
 
 EQUAL, DIFFERS, REFUSED = 0, 1, 2

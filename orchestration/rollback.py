@@ -14,10 +14,11 @@ import duckdb
 from exports import publish, versions
 from exports.assets import LIVE_KEY, TTL_SECONDS, Publishing
 from exports.errors import PseudonymError, PublishError
+from exports.home import keep_private
 from exports.redis_server import address
 from exports.versions import Version
 from ml_assets.warehouse import Warehouse, WarehouseBusyError, now
-from orchestration.settings import from_environment, keep_private
+from orchestration.settings import from_environment
 
 
 class RollbackConfig(dg.Config):

@@ -15,7 +15,6 @@ import duckdb
 
 from exports.errors import SettingError, check_redis_address
 from exports.home import REPOSITORY, home_of_line
-from exports.home import keep_private as keep_private
 from exports.pseudonyms import key_from
 from ml_assets.warehouse import Warehouse
 
