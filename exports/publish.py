@@ -54,15 +54,23 @@ def switch_live(
         PublishError: if the version may not go live or its files are not complete.
         RedisLoadError: if Redis does not answer or lacks the version.
     """
-    files.verify_version_files(published_dir, version, contents=False)
-    if redis_url is not None:
-        redis_load.require_loaded(version, redis_url=redis_url)
+    try:
+        files.verify_version_files(published_dir, version, contents=False)
+        if redis_url is not None:
+            redis_load.require_loaded(version, redis_url=redis_url)
+    except PublishError as error:
+        raise type(error)(f"{error} Readers keep the version they have.") from error
     live = versions.mark_live(
         connection, version, run_id=run_id, happened_at=happened_at, action=action
     )
-    files.switch_snapshot(published_dir, version)
-    if redis_url is not None:
-        redis_load.switch_redis(version, redis_url=redis_url)
+    try:
+        files.switch_snapshot(published_dir, version)
+        if redis_url is not None:
+            redis_load.switch_redis(version, redis_url=redis_url)
+    except PublishError as error:
+        raise type(error)(
+            f"{error} Version {version} is live in the tables already: run again, or roll back."
+        ) from error
     return live
 
 
@@ -127,5 +135,10 @@ def remove_old(
     keep = [each.version for each in versions.kept_versions(connection)]
     files.remove_version_files(published_dir, keep=keep)
     if redis_url is not None:
-        redis_load.remove_versions(redis_url=redis_url, keep=keep)
+        try:
+            redis_load.remove_versions(redis_url=redis_url, keep=keep)
+        except PublishError as error:
+            raise type(error)(
+                f"{error} The version is live; the next run takes the old ones out of Redis."
+            ) from error
     return removed

@@ -24,8 +24,6 @@ from exports.errors import (
     without_password,
 )
 
-UNCHANGED = "Readers keep the version they have."
-
 # A server that takes nothing for so long is stopped or swapping.
 _STALL_SECONDS = 30.0
 _PIECE_BYTES = 1 << 18
@@ -86,16 +84,16 @@ def explained(error: Exception | str, redis_url: str) -> RedisLoadError:
     if isinstance(error, redis.AuthenticationError) and code not in _REMEDIES:
         code = "NOAUTH" if "required" in text.lower() else "WRONGPASS"
     if remedy := redis_remedy(text):
-        return RedisLoadError(f"{where} cannot be used: {text}. {remedy} {UNCHANGED}")
+        return RedisLoadError(f"{where} cannot be used: {text}. {remedy}")
     if code in _REMEDIES:
         kind = RedisAwayError if code in _AWAY else RedisLoadError
-        return kind(f"{where} refused: {text}. {_REMEDIES[code]} {UNCHANGED}")
+        return kind(f"{where} refused: {text}. {_REMEDIES[code]}")
     if isinstance(error, (redis.ConnectionError, redis.TimeoutError, OSError)):
         return RedisAwayError(
             f"{where} does not answer ({text}). Start it, or set REDIS_URL to one that runs "
-            f"(rediss:// where it speaks TLS, redis:// where not), and run again. {UNCHANGED}"
+            f"(rediss:// where it speaks TLS, redis:// where not), and run again."
         )
-    return RedisLoadError(f"{where} refused: {text}. {UNCHANGED}")
+    return RedisLoadError(f"{where} refused: {text}.")
 
 
 class Stream:

@@ -53,7 +53,7 @@ from exports.lists import (
     published_score,
     rows_sql,
 )
-from exports.redis_client import UNCHANGED, Stream, connected
+from exports.redis_client import Stream, connected
 from exports.redis_commands import OutOfOrder, to_commands
 from exports.versions import Version
 
@@ -237,7 +237,7 @@ def _require_loaded(client: redis.Redis, version: str, redis_url: str) -> bytes:
         raise RedisLoadError(
             f"Version {version} is not completely loaded in Redis at "
             f"{without_password(redis_url)}: its manifest is missing. Run again: it is loaded "
-            f"again. {UNCHANGED}"
+            f"again."
         )
     return manifest
 
@@ -263,13 +263,13 @@ def _check_policy(client: redis.Redis, redis_url: str, ttl_seconds: int) -> None
         raise RedisLoadError(
             f"Redis at {without_password(redis_url)} has maxmemory-policy {policy}: it would drop "
             "keys of the live version without an error when memory runs out. Set it to noeviction "
-            f"(redis-cli config set maxmemory-policy noeviction) and run again. {UNCHANGED}"
+            f"(redis-cli config set maxmemory-policy noeviction) and run again."
         )
     if policy.startswith("volatile-") and has_limit and ttl_seconds > 0:
         raise RedisLoadError(
             f"Redis at {without_password(redis_url)} has maxmemory-policy {policy}: it would drop "
             "keys that have a TTL, those of the live version too, when memory runs out. Set it to "
-            f"noeviction, or load with ttl_seconds 0. {UNCHANGED}"
+            f"noeviction, or load with ttl_seconds 0."
         )
 
 
@@ -301,7 +301,7 @@ def _check_headroom(
             f"Redis at {without_password(redis_url)} has too little memory: version "
             f"{version.version} needs about {_megabytes(needed)}, and {_megabytes(free)} of "
             f"maxmemory {_megabytes(limit)} are free. Raise maxmemory to at least "
-            f"{_megabytes(limit + needed - free)} or keep fewer versions. {UNCHANGED}"
+            f"{_megabytes(limit + needed - free)} or keep fewer versions."
         )
 
 
@@ -370,8 +370,7 @@ def _all_lists(connection: duckdb.DuckDBPyConnection, version: Version) -> list[
             lists.append(_Lists(kind, n, sorted(set(sample or []))))
     if lists[0].n == 0:
         raise RedisLoadError(
-            f"Version {version.version} has no rows in serving.recommendations: stage it first. "
-            f"{UNCHANGED}"
+            f"Version {version.version} has no rows in serving.recommendations: stage it first."
         )
     return lists
 
@@ -447,7 +446,7 @@ def _send_lists(
         raise RedisLoadError(
             f"Version {version} has {n_done:,} lists in its serving tables but {n_all:,} rows of "
             "rank 1: ranks must begin at 1 and occur once. Look at the checks of the tables in "
-            f"schema ml. {UNCHANGED}"
+            f"schema ml."
         )
     return n_bytes
 
@@ -510,7 +509,7 @@ def _verify(
                 f"Redis at {without_password(redis_url)} has {n_found:,} of "
                 f"{each.n:,} {each.kind} lists of version {version.version}: it lost "
                 "some, by a restart or by evicting, or something else writes under the prefix "
-                f"recmart:. Look at its log and maxmemory, and load again. {UNCHANGED}"
+                f"recmart:. Look at its log and maxmemory, and load again."
             )
     for each in lists:
         _compare_sample(connection, client, version, each, redis_url)
@@ -542,5 +541,5 @@ def _compare_sample(
             raise RedisLoadError(
                 f"{name}, field {list_id}, in Redis at {without_password(redis_url)} is not what "
                 "the table holds: something else writes under the prefix recmart:, or the key "
-                f"expired. Load again. {UNCHANGED}"
+                f"expired. Load again."
             )

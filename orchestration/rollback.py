@@ -106,6 +106,8 @@ def main() -> int:
             )
         redis_url = address(settings.redis_url, settings.home)
         with settings.warehouse.held(), settings.warehouse.connect() as connection:
+            versions.ensure_schema(connection)
+            before = versions.live_version(connection)
             started = time.perf_counter()
             live = _switch_back(
                 connection,
@@ -119,7 +121,10 @@ def main() -> int:
     except (PublishError, PseudonymError, WarehouseBusyError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"Live since now, after {milliseconds:.0f} ms: version {live.version}.")
+    if before is not None and before.version == live.version:
+        print(f"Version {live.version} was live already.")
+    else:
+        print(f"Live since now, after {milliseconds:.0f} ms: version {live.version}.")
     for each in kept:
         print(f"  {each.version}  {each.state:<9}  of {each.as_of}, {each.n_users:,} users")
     print("The next run publishes anew: turn schedules off until the cause is mended.")
