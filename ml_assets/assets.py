@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -445,6 +446,7 @@ def lists(
         active_rules,
         compile_rules,
         make_relations,
+        problems_to_come,
         write_rules,
     )
     from ml_assets.signal_matrix import build_signal_matrix
@@ -470,13 +472,15 @@ def lists(
             w_content=settings.w_content,
         )
         texts = table["marts.products"].sort("product_id")["text"]
+        written = table["staging.merchandising_rules"]
+        relations = partial(make_relations, connection, as_of)
         try:
-            active = active_rules(table["staging.merchandising_rules"], as_of=as_of)
+            active = active_rules(written, as_of=as_of)
             rules = compile_rules(
                 connection,
                 active,
                 matrix=matrix,
-                relations=lambda: make_relations(connection, as_of),
+                relations=relations,
                 days_since=lambda: days_between(matrix, connection.sql(LAST_DONE).pl(), day=as_of),
                 terms=lambda: terms_or_reason(texts)[0],
                 top_n=settings.top_n,
@@ -488,6 +492,8 @@ def lists(
                 "dbt_project/seeds/merchandising_rules.csv and run again; what is published stays.",
                 allow_retries=False,
             ) from None
+        for problem in problems_to_come(connection, written, as_of=as_of, relations=relations):
+            context.log.warning(problem)
         report = make_lists(
             connection,
             matrix=matrix,

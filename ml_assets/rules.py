@@ -96,17 +96,17 @@ def active_rules(frame: pl.DataFrame, *, as_of: date) -> list[Rule]:
         pl.col("starts_on").is_null() | (pl.col("starts_on") <= as_of),
         pl.col("ends_on").is_null() | (pl.col("ends_on") >= as_of),
     )
-    rules = [
-        Rule(
-            rule_id=row["rule_id"],
-            action=row["action"],
-            predicate=row["predicate"],
-            value=CAPS.get(row["by_column"]) if _is_default_cap(row) else row["value"],
-            by_column=row["by_column"],
-        )
-        for row in active.iter_rows(named=True)
-    ]
-    return in_order(rules)
+    return in_order([_rule_of(row) for row in active.iter_rows(named=True)])
+
+
+def _rule_of(row: Mapping[str, Any]) -> Rule:
+    return Rule(
+        rule_id=row["rule_id"],
+        action=row["action"],
+        predicate=row["predicate"],
+        value=CAPS.get(row["by_column"]) if _is_default_cap(row) else row["value"],
+        by_column=row["by_column"],
+    )
 
 
 def in_order(rules: Sequence[Rule]) -> list[Rule]:
@@ -275,6 +275,34 @@ def compile_rules(
         top_n=top_n,
         seed=seed,
     )
+
+
+def problems_to_come(
+    connection: duckdb.DuckDBPyConnection,
+    frame: pl.DataFrame,
+    *,
+    as_of: date,
+    relations: Callable[[], Columns],
+) -> list[str]:
+    """Sentences on rules that would stop the run of the day on which they start.
+
+    Not errors: what such a rule names may be in the catalogue by then.
+
+    Args:
+        connection: The warehouse.
+        frame: RULES, as `active_rules` takes it.
+        as_of: The day.
+        relations: As for `compile_rules`; only called if a rule is to come.
+    """
+    coming = frame.filter(pl.col("starts_on") > as_of)
+    problems = []
+    columns = relations() if len(coming) else {}
+    for row in coming.sort("starts_on", "rule_id").iter_rows(named=True):
+        try:
+            _parse(connection, _rule_of(row), columns)
+        except RulesError as error:
+            problems.append(f"{error}. On {row['starts_on']}, when it starts, no run would publish")
+    return problems
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Business rules: what is refused, what rules do to a list, and that nothing slips past them."""
 
 from dataclasses import replace
-from datetime import date
+from datetime import date, timedelta
+from functools import partial
 
 import duckdb
 import numpy as np
@@ -17,7 +18,7 @@ from ml_assets.fallback import PopularityLists
 from ml_assets.frames import SIGNALS
 from ml_assets.rule_set import NOBODY, Rule, RulesError, RuleSet
 from ml_assets.ruled_lists import EXPLORED, PINNED, apply_rules, ledger_frame
-from ml_assets.rules import RULES, active_rules, compile_rules, make_relations
+from ml_assets.rules import RULES, active_rules, compile_rules, make_relations, problems_to_come
 from ml_assets.scoring import NOTHING
 from ml_assets.signal_matrix import build_signal_matrix
 
@@ -85,6 +86,24 @@ def compiled(warehouse, *rows, top_n=4, as_of=DAY, matrix=None, days=(), terms=N
         top_n=top_n,
         seed=1,
     )
+
+
+def test_a_rule_that_starts_later_is_looked_at_before_it_stops_a_run(warehouse):
+    later = DAY + timedelta(days=3)
+    frame = rules_of(
+        ("on", "exclude", "category = 'wine'"),
+        ("late", "exclude", "product.colour = 1", None, None, later),
+        ("fine", "exclude", "category = 'tea'", None, None, later),
+    )
+
+    def problems(as_of):
+        relations = partial(make_relations, warehouse, as_of)
+        return problems_to_come(warehouse, frame, as_of=as_of, relations=relations)
+
+    (said,) = problems(DAY)
+    assert said.startswith("rule late: product has no column colour")
+    assert f"On {later}" in said
+    assert problems(later) == []
 
 
 # What is refused, each by name
