@@ -208,7 +208,12 @@ class RecommenderSettings(dg.ConfigurableResource):
         from ml_assets.linear_models import KNN_WEIGHTINGS
         from ml_assets.models import ENSEMBLE_MEMBERS
 
-        wrong = {
+        wrong: dict[str, str | bool] = {
+            name: not np.isfinite(value) and "must be a number"
+            for name, value in self.model_dump().items()
+            if isinstance(value, float)
+        }
+        wrong |= {
             "cf_model": self.cf_model not in CF_MODELS and f"must be one of {', '.join(CF_MODELS)}",
             "neighbours": self.neighbours < 1 and "must be at least 1",
             "content_neighbours": self.content_neighbours < 1 and "must be at least 1",
@@ -230,6 +235,8 @@ class RecommenderSettings(dg.ConfigurableResource):
             and f"must give weights, one of them above 0, to some of {', '.join(ENSEMBLE_MEMBERS)}",
             "memory_megabytes": self.memory_megabytes < 1 and "must be at least 1",
             "users_per_part": self.users_per_part < 1 and "must be at least 1",
+            "evaluated_users": self.evaluated_users < 1 and "must be at least 1",
+            "similar": self.similar < 1 and "must be at least 1",
             "top_n": self.top_n < 1 and "must be at least 1",
             "candidates": self.candidates < self.top_n and f"must be at least top_n, {self.top_n}",
             "factors": self.factors < 1 and "must be at least 1",

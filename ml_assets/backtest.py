@@ -352,7 +352,8 @@ def _contenders(
     for name, model in ((settings["cf_model"], hybrid.cf), ("content", hybrid.content)):
         if model is not None:
             contenders[name] = _Contender(by(alone(model)), None)
-    if hybrid.cf is not None and hybrid.content is not None:
+    if hybrid.models:
+        # Of one model too, where the other cannot be fitted: what would be published is judged.
         contenders[DEFAULT] = blend(hybrid)
         if live is not None:
             contenders[LIVE] = blend(learn(past, live).blend.for_users(past.asked))

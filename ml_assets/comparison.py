@@ -184,6 +184,8 @@ def evaluate_settings(
         values.append(figures.values[:, figures.names.index(METRIC)])
     of_users = np.concatenate(values)
     asked = of_users[~np.isnan(of_users)]
+    if len(asked) == 0:
+        return Outcome(None, 0, "nobody went for anything new")
     return Outcome(float(asked.mean()), len(asked))
 
 

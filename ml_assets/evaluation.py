@@ -352,18 +352,18 @@ def catalogue_figures(
     - `coverage@k`: share of the eligible products that anyone was shown.
     - `gini@k`: inequality of how often each eligible product is shown, 0 when all are alike and
       nearly 1 when all lists are the same (Fleder & Hosanagar, "Blockbuster Culture's Next Rise
-      or Fall", Management Science 2009).
+      or Fall", Management Science 2009). Left out where none is shown.
 
     Neither is a mean over users, and a resample of the users shows fewer products than they do,
     so there are no bootstrap intervals of them.
 
     Args:
-        best: Lists of eligible products.
+        best: Lists; products that are not eligible are passed over.
         eligible: `(n_items,)` bool, what could have been shown.
         cutoffs: See `accuracy`.
 
     Raises:
-        ValueError: if all lists are empty, or shorter than the last cut-off.
+        ValueError: if the lists are shorter than the last cut-off.
     """
     _checked(cutoffs, best)
     figures: dict[str, float] = {}
@@ -373,7 +373,8 @@ def catalogue_figures(
         shown += np.bincount(items[items != NOTHING], minlength=len(eligible))
         before = k
         figures[f"coverage@{k}"] = float((shown[eligible] > 0).sum() / eligible.sum())
-        figures[f"gini@{k}"] = gini(shown[eligible])
+        if shown[eligible].any():
+            figures[f"gini@{k}"] = gini(shown[eligible])
     return figures
 
 

@@ -48,7 +48,7 @@ def judge_promotion(metrics: pl.DataFrame) -> Promotion:
     )
     own = rows.filter(pl.col("model") == DEFAULT).sort("fold").tail(1).to_dicts()
     if not own:
-        return Promotion(NOT_JUDGED, "no fold of the past could be asked")
+        return Promotion(NOT_JUDGED, "no model could be held against a fold of the past")
     (blend,) = own
     others = {
         row["model"]: row

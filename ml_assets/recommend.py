@@ -148,6 +148,8 @@ def propose(
     if hybrid.is_item_item:
         # In double precision and in order already.
         return Lists(best, found.score, cf, content, *scale)
+    # Known to a model alone that does not know the user: nobody has an opinion.
+    best[np.isnan(cf) & np.isnan(content)] = NOTHING
     score = hybrid.w_cf * np.nan_to_num(cf) + hybrid.w_content * np.nan_to_num(content)
     # An empty place sorts last and has no score.
     score[best == NOTHING] = -np.inf
@@ -358,11 +360,14 @@ def _continue_scores(score: np.ndarray, step: np.ndarray) -> np.ndarray:
     # Pins are in nobody's way: ranks are counted without them.
     behind = np.cumsum(~is_pinned, axis=1) - n_model_rows[:, None]
     continued = np.where(is_model, score, last[:, None] - behind)
-    for place in range(score.shape[1] - 1, -1, -1):
-        pinned = is_pinned[:, place]
-        if pinned.any():
-            beside = place + 1 if place + 1 < score.shape[1] else place
-            continued[pinned, place] = continued[pinned, beside]
+    # From the right, but for those at the end of a list.
+    ends = np.flip(np.logical_and.accumulate(np.flip(is_pinned, axis=1), axis=1), axis=1)
+    for place in range(score.shape[1] - 2, -1, -1):
+        pinned = is_pinned[:, place] & ~ends[:, place]
+        continued[pinned, place] = continued[pinned, place + 1]
+    for place in range(1, score.shape[1]):
+        pinned = ends[:, place]
+        continued[pinned, place] = continued[pinned, place - 1]
     return continued
 
 

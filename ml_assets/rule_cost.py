@@ -143,7 +143,11 @@ def price_rules(
         progress: Told what is being measured.
     """
     lists = _Lists(past, learned.blend.for_users(past.asked), compiled, margin, settings)
-    ruled = lists.figures(rules)
+    try:
+        ruled = lists.figures(rules)
+    except RulesError as reason:
+        # They are right for today's catalogue; the fold lacks what was added since.
+        return Prices(*_NOTHING, {ALL_RULES: str(reason)})
     skipped: dict[str, str] = {}
     rows = []
     for rule in (*rules, None) if rules else ():
@@ -162,7 +166,7 @@ def price_rules(
         )
         if rows
         else pl.DataFrame(schema=RULE_COST),
-        margin=_margin_curve(lists, rules, progress),
+        margin=_margin_curve(lists, rules, progress, skipped),
         skipped=skipped,
     )
 
@@ -178,13 +182,19 @@ def _beside(ruled: Resampled, without: Resampled) -> dict[str, float | int | Non
     return {key: None if value != value else value for key, value in row.items()}
 
 
-def _margin_curve(lists: "_Lists", rules: Sequence[Rule], progress: Progress) -> pl.DataFrame:
+def _margin_curve(
+    lists: "_Lists", rules: Sequence[Rule], progress: Progress, skipped: dict[str, str]
+) -> pl.DataFrame:
     others = [rule for rule in rules if rule.action != "margin"]
     rows = []
     for weight in KNOB if lists.has_margins else ():
         progress(f"weighing margins by {weight}")
         knob = [Rule("(knob)", "margin", None, weight, None)] if weight else []
-        found = lists.figures(in_order([*others, *knob]))
+        try:
+            found = lists.figures(in_order([*others, *knob]))
+        except RulesError as reason:
+            skipped[f"margins weighed by {weight}"] = str(reason)
+            continue
         low, high = found.interval()
         row: dict[str, float] = {"weight": weight, "n_users": int(found.n_users[0])}
         for i, name in enumerate(each.split("@")[0] for each in found.names):

@@ -207,7 +207,9 @@ class RuleSet:
         """
         found = self.digest_of_group[self.group_of_user].copy()
         for each, salt in ((self.hidden, 1), (self.returned, 2)):
-            entry = of_product[each.indices] * np.uint64(2 * salt + 1)
+            # Which rule it is, too: the ledger names it.
+            by_rule = each.data.astype(np.int64).view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+            entry = (of_product[each.indices] ^ by_rule) * np.uint64(2 * salt + 1)
             sums = np.concatenate([[np.uint64(0)], np.cumsum(entry, dtype=np.uint64)])
             found ^= (sums[each.indptr[1:]] - sums[each.indptr[:-1]]).view(np.int64)
         return found
@@ -277,11 +279,9 @@ def combine(
         elif rule.action == "pin":
             problems += _pin(rule, number, matches & catalogue.available, matrix.product_ids, ruled)
         elif rule.action == "explore":
-            if (n_slots := int(_value(rule))) >= top_n:
-                problems.append(f"rule {rule.rule_id} explores in {n_slots} of {top_n} places")
             explores.append((number, matches & catalogue.available))
         elif rule.action == "quota":
-            quotas.append((number, matches))
+            quotas.append((number, matches & catalogue.available))
         elif rule.action == "diversify":
             if not each.matches.all():
                 problems.append(
@@ -302,6 +302,7 @@ def combine(
     if terms is None:
         name = next(rule.rule_id for rule in rules if rule.action == "diversify")
         problems.append(f"rule {name}: products have no texts that tell them apart")
+    problems += _problems_of_explores(explores, rules, top_n)
     problems += _problems_of_quotas(quotas, rules)
     if problems:
         raise RulesError("; ".join(problems))
@@ -392,6 +393,17 @@ def _pin(
         return
     pins[groups, place] = products
     pinned_by[groups, place] = number
+
+
+def _problems_of_explores(
+    explores: Sequence[tuple[int, np.ndarray]], rules: Sequence[Rule], top_n: int
+) -> Iterator[str]:
+    if not explores:
+        return
+    places = np.sum([each.any(axis=1) * _value(rules[number]) for number, each in explores], axis=0)
+    if (places >= top_n).any():
+        names = " and ".join(rules[number].rule_id for number, _ in explores)
+        yield f"rule {names} explores in {places.max():.0f} of {top_n} places"
 
 
 def _problems_of_quotas(

@@ -322,7 +322,8 @@ def make_relations(connection: duckdb.DuckDBPyConnection, as_of: date) -> Column
         as_of: What a product's age is counted to.
 
     Returns:
-        The columns of `product` and `user`.
+        The columns of `product` and `user`: the marts' own, what is derived from them, and the
+        further columns of the shop's files, but for those whose name is taken.
     """
     derived = {
         "product": "date_diff('day', added_at, $as_of::date) as age_days,"
@@ -331,18 +332,24 @@ def make_relations(connection: duckdb.DuckDBPyConnection, as_of: date) -> Column
         "user": "date_diff('day', last_at, $as_of::date) as days_away,",
     }
     for name, expressions in derived.items():
-        keys = connection.execute(
+        select = f"select {expressions} * exclude (attributes)"
+        described = connection.execute(
+            f"describe {select} from marts.{name}s", {"as_of": as_of}
+        ).fetchall()
+        taken = {column.lower() for column, *_ in described}
+        further = ""
+        for (key,) in connection.execute(
             f"select distinct unnest(json_keys(attributes)) as key from marts.{name}s"
             " where attributes is not null order by key"
-        ).fetchall()
-        quoted = [(key.replace("'", "''"), key.replace('"', '""')) for (key,) in keys]
-        further = "".join(
-            f"""json_extract_string(attributes, '$."{path}"') as "{column}","""
-            for path, column in quoted
-        )
+        ).fetchall():
+            if key.lower() not in taken:
+                taken.add(key.lower())
+                column = key.replace('"', '""')
+                # https://www.rfc-editor.org/rfc/rfc6901
+                pointer = "/" + key.replace("~", "~0").replace("/", "~1").replace("'", "''")
+                further += f""", json_extract_string(attributes, '{pointer}') as "{column}\""""
         connection.execute(
-            f"create or replace temp table rules_{name} as"
-            f" select {expressions} {further} * exclude (attributes) from marts.{name}s",
+            f"create or replace temp table rules_{name} as {select}{further} from marts.{name}s",
             {"as_of": as_of},
         )
     return {

@@ -132,12 +132,13 @@ def fill_from_category(
             pl.DataFrame({"time_window": _WINDOWS}).with_row_index("window"),
             on="time_window",
         )
-        .filter(pl.col("window") == pl.col("window").min().over("segment"))
-        .select("rank", "score", category="segment", similar_product_id="product_id")
+        .select("window", "rank", "score", category="segment", similar_product_id="product_id")
     )
     filled = (
         lonely.join(chosen, on="category")
         .filter(pl.col("product_id") != pl.col("similar_product_id"))
+        # Of late, unless that is the product alone.
+        .filter(pl.col("window") == pl.col("window").min().over("product_id"))
         .sort("product_id", "rank")
         # A product of the list itself leaves a gap.
         .with_columns(

@@ -8,7 +8,7 @@ with a seed of its own number, so a search that was stopped goes on as if it had
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -172,9 +172,14 @@ def _next_settings(
     # Imported here: seconds, and only a search needs it.
     import optuna
 
-    distributions = {name: _distribution(each) for name, each in space.items()}
     if len(trials) == 0:
-        return _with_content_weight({name: start[name] for name in space})
+        both = [name for name in ("w_content",) if "w_cf" in space]
+        return {name: start[name] for name in (*space, *both)}
+    tried = [json.loads(row) for row in trials["settings"]]
+    distributions = {
+        name: _distribution(each, [settings[name] for settings in (start, *tried)])
+        for name, each in space.items()
+    }
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         direction="maximize",
@@ -194,12 +199,16 @@ def _next_settings(
     return _with_content_weight(study.ask(distributions).params)
 
 
-def _distribution(each: Range) -> Any:
+def _distribution(each: Range, tried: Sequence[Any]) -> Any:
+    """The range, and what one starts from where it lies outside."""
     import optuna
 
     if isinstance(each[0], str):
-        return optuna.distributions.CategoricalDistribution(list(each))
+        return optuna.distributions.CategoricalDistribution(list(dict.fromkeys([*each, *tried])))
     low, high, is_log = cast(tuple[float, float, bool], each)
+    low, high = min(low, *tried), max(high, *tried)
+    # There is no logarithm of 0.
+    is_log = is_log and low > 0
     if isinstance(low, int) and isinstance(high, int):
         return optuna.distributions.IntDistribution(low, high, log=is_log)
     return optuna.distributions.FloatDistribution(low, high, log=is_log)

@@ -1,5 +1,6 @@
 """Models side by side on folds: what is asked, who is paired with whom."""
 
+from dataclasses import replace
 from datetime import date
 
 import numpy as np
@@ -22,6 +23,7 @@ from ml_assets.comparison import (
     opinions_on,
 )
 from ml_assets.signal_matrix import TooLittleDataError
+from ml_assets.tuning import Outcome
 
 N = 12
 PRODUCTS = products_of({f"{i:03}": f"{'odd' if i % 2 else 'even'} n{i}" for i in range(N)})
@@ -85,9 +87,16 @@ def test_an_ensemble_is_learned_from_what_its_members_find(past):
         learn_ensemble([past], ["ease"], {**SETTINGS, "memory_megabytes": 0})
 
 
-def test_a_source_that_cannot_be_fitted_is_left_out_with_the_reason(past):
-    from dataclasses import replace
+def test_settings_cannot_be_judged_where_nobody_went_for_anything_new(past):
+    questions = replace(past.questions, is_new=np.zeros_like(past.questions.is_new))
+    start = {**SETTINGS, "cf_model": "item_item"}
 
+    outcome = evaluate_settings([replace(past, questions=questions)], start, {})
+
+    assert outcome == Outcome(None, 0, "nobody went for anything new")
+
+
+def test_a_source_that_cannot_be_fitted_is_left_out_with_the_reason(past):
     without_text = replace(past, terms=None, no_terms="no product has text")
 
     models, skipped = fit_sources(without_text, ["content", "popular"], SETTINGS)

@@ -222,9 +222,12 @@ def test_gini_is_half_the_mean_difference_of_all_pairs(numbers):
     assert gini(np.array(numbers)) == pytest.approx(differences / mean / 2)
 
 
-def test_the_inequality_of_empty_lists_is_an_error():
+def test_lists_that_show_nothing_of_the_catalogue_have_no_inequality():
+    eligible = np.array([True, False])
+    for best in (lists_of([[]], 1), lists_of([[1]], 1)):
+        assert catalogue_figures(best, eligible, cutoffs=(1,)) == {"coverage@1": 0}
     with pytest.raises(ValueError, match="all numbers are 0"):
-        catalogue_figures(lists_of([[]], 1), np.ones(2, bool), cutoffs=(1,))
+        gini(np.zeros(2))
 
 
 def test_only_some_users_leaves_the_others_undefined():

@@ -16,7 +16,7 @@ from references import ruled_list
 
 from ml_assets.fallback import PopularityLists
 from ml_assets.frames import SIGNALS
-from ml_assets.rule_set import NOBODY, Rule, RulesError, RuleSet
+from ml_assets.rule_set import NOBODY, Rule, RulesError, RuleSet, hashes_of
 from ml_assets.ruled_lists import EXPLORED, PINNED, apply_rules, ledger_frame
 from ml_assets.rules import RULES, active_rules, compile_rules, make_relations, problems_to_come
 from ml_assets.scoring import NOTHING
@@ -106,6 +106,50 @@ def test_a_rule_that_starts_later_is_looked_at_before_it_stops_a_run(warehouse):
     assert problems(later) == []
 
 
+def test_further_columns_of_files_cannot_take_the_place_of_the_marts_own():
+    warehouse = duckdb.connect()
+    warehouse.execute(
+        """
+        create schema marts;
+        create table marts.users as
+        select 'ada' as user_id, 'Germany' as segment, current_date as last_at,
+            '{"SEGMENT": "gold", "days_away": "7"}' as attributes;
+        create table marts.products as
+        select 'p1' as product_id, 1.0 as price, current_date as added_at, false as is_available,
+            '{"is_available": "1", "a/b~c": "x", "inch\\"": "y", "it''s": "z"}' as attributes
+        """
+    )
+
+    columns = make_relations(warehouse, DAY)
+
+    own = ["price_band", "product_id", "price", "added_at", "is_available"]
+    assert columns["product"] == ["age_days", *own, "a/b~c", 'inch"', "it's"]
+    assert columns["user"] == ["days_away", "user_id", "segment", "last_at"]
+    assert warehouse.execute(
+        'select segment, is_available, "a/b~c", "inch""", "it\'s"'
+        " from temp.rules_user, temp.rules_product"
+    ).fetchall() == [("Germany", False, "x", "y", "z")]
+
+
+def test_rules_speak_differently_when_another_one_hides_or_a_product_comes_back(warehouse):
+    repeats = [("a", "repeat", None, 60.0), ("b", "repeat", None, 30.0)]
+    bought, of_product = matrix_of(("ada", "p1", 0, 1)), hashes_of(PRODUCTS)
+
+    def said(days):
+        return compiled(warehouse, *repeats, matrix=bought, days=days).digests(of_product)
+
+    assert said([20]).tolist() == said([25]).tolist()
+    assert said([20])[0] != said([40])[0]
+
+    ours = ("ours", "quota", "product_id = 'p7'", 0.5)
+    sold_out = compiled(warehouse, ours).digests(of_product)
+    warehouse.execute("begin")
+    warehouse.execute("update marts.products set is_available = true")
+    back = compiled(warehouse, ours).digests(of_product)
+    warehouse.execute("rollback")
+    assert sold_out[0] != back[0]
+
+
 # What is refused, each by name
 
 
@@ -170,6 +214,11 @@ def test_a_rule_that_makes_no_sense_is_refused_by_name(warehouse, row, says):
             ("a", "pin", "product_id = 'p1'", 1.0),
             ("b", "pin", "product_id = 'p2' and user.segment = 'Germany'", 1.0),
             "rules a and b pin two products to rank 1",
+        ),
+        (
+            ("a", "explore", None, 2.0),
+            ("b", "explore", "user.segment = 'Germany'", 2.0),
+            "rule a and b explores in 4 of 4 places",
         ),
         (
             ("a", "pin", "product_id = 'p1'", 1.0),

@@ -29,6 +29,9 @@ POPULARITY = pl.DataFrame(
         ("category", "food", "last_28_days", 2, "alike", 3.0),
         ("category", "food", "last_28_days", 3, "new", 2.0),
         ("category", "garden", "all_time", 1, "alone", 1.0),
+        ("category", "toys", "last_28_days", 1, "ball", 2.0),
+        ("category", "toys", "all_time", 1, "kite", 5.0),
+        ("category", "toys", "all_time", 2, "ball", 2.0),
     ],
     schema=["segment_type", "segment", "time_window", "rank", "product_id", "score"],
     orient="row",
@@ -56,6 +59,18 @@ def test_a_product_that_nothing_is_like_gets_its_categorys_popular_ones_without_
 
 def test_one_without_category_or_alone_in_it_gets_none():
     assert not {"lamp", "alone"} & {product_id for product_id, *_ in filled(k=9)}
+
+
+def test_a_category_of_which_only_the_product_itself_was_touched_of_late_gives_all_of_it():
+    toys = pl.DataFrame({"product_id": ["ball", "kite"], "category": ["toys", "toys"]})
+    nothing = pl.DataFrame(schema=SIMILAR_PRODUCTS)
+
+    rows = fill_from_category(nothing, products=toys, popularity=POPULARITY, k=2)
+
+    assert rows.select("product_id", "similar_product_id").rows() == [
+        ("ball", "kite"),
+        ("kite", "ball"),
+    ]
 
 
 def test_the_list_is_cut():

@@ -21,13 +21,21 @@ def hill(settings):
 
 
 def run(
-    evaluate=hill, *, n_trials=12, seed=1, done=NOTHING_DONE, seconds=60.0, study="s", space=SPACE
+    evaluate=hill,
+    *,
+    n_trials=12,
+    seed=1,
+    done=NOTHING_DONE,
+    seconds=60.0,
+    study="s",
+    space=SPACE,
+    start=START,
 ):
     rows = search(
         "item_item",
         study=study,
         space=space,
-        start=START,
+        start=start,
         evaluate=evaluate,
         n_trials=n_trials,
         seconds=seconds,
@@ -49,6 +57,16 @@ def test_the_first_trial_is_the_settings_one_starts_from_and_the_best_is_no_wors
     best = best_trial(trials)
     assert best is not None and best["value"] > trials["value"][0] + 0.1
     assert best["value"] == trials["value"].max()
+
+
+def test_one_may_start_outside_of_what_is_searched():
+    start = {**START, "neighbours": 5_000, "shrinkage": 0.0, "w_cf": 0.1, "w_content": 0.2}
+
+    trials = run(n_trials=3, start=start)
+
+    tried = [json.loads(text) for text in trials["settings"]]
+    assert all(tried[0][name] == start[name] for name in (*SPACE, "w_content"))
+    assert len(set(trials["settings"])) == 3
 
 
 def test_all_that_is_tried_is_in_range_and_the_two_weights_add_up_to_one():
