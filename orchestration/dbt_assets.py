@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +90,60 @@ class DbtConfig(dg.Config):
     variables: str = "{}"
 
 
+# What a generic test says, by its arguments; {bounds} are those of accepted_range.
+_SAYS = {
+    "unique_combination": "No two rows agree in {columns}.",
+    "unique": "No two rows agree in {column_name}.",
+    "not_null": "No row is without {column_name}.",
+    "relationships": "Each {column_name} is a {field} of {to}.",
+    "accepted_values": "Each {column_name} is one of {values}.",
+    "accepted_range": "Each {column_name} is a number{bounds}.",
+}
+
+
+def said_by_test(node: Mapping[str, Any]) -> str:
+    """What has to hold for a test to pass, or what it means if not: the comment above its SQL.
+
+    Args:
+        node: The test in manifest.json.
+    """
+    metadata = node.get("test_metadata")
+    if not metadata:
+        comment = takewhile(lambda line: line.startswith("--"), node["raw_code"].splitlines())
+        return " ".join(line.removeprefix("--").strip() for line in comment)
+    given = metadata["kwargs"]
+    bounds = [
+        f" {word} {given[name]}"
+        for word, name in (("from", "min_value"), ("to", "max_value"))
+        if name in given
+    ]
+    texts = {
+        name: ", ".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in given.items()
+    }
+    texts["to"] = re.sub(r"^ref\('(\w+)'\)$", r"\1", given.get("to", ""))
+    return _SAYS[metadata["name"]].format(**texts, bounds="".join(bounds))
+
+
+class Translator(DagsterDbtTranslator):
+    """The checks say what they are about."""
+
+    def get_asset_check_spec(
+        self,
+        asset_spec: dg.AssetSpec,
+        manifest: Mapping[str, Any],
+        unique_id: str,
+        project: DbtProject | None,
+    ) -> dg.AssetCheckSpec | None:
+        """Of a test, if it is a check of this asset."""
+        spec = super().get_asset_check_spec(asset_spec, manifest, unique_id, project)
+        return spec and spec._replace(description=said_by_test(manifest["nodes"][unique_id]))
+
+
 @dbt_assets(
     manifest=project.manifest_path,
     project=project,
-    dagster_dbt_translator=DagsterDbtTranslator(
+    dagster_dbt_translator=Translator(
         settings=DagsterDbtTranslatorSettings(enable_source_tests_as_checks=True)
     ),
 )
@@ -247,6 +299,10 @@ def _failures(invocation: Any) -> str:
     return "\n".join([*lines, "dbt stopped; the last published version stays live."])
 
 
+# What is wrong, where, and the line.
+_LINES_OF_SEED = 4
+
+
 def failed_node(result: dict[str, Any], node: dict[str, Any], target: Path) -> str:
     """One failed model, seed or test: the table, the figure and the next step.
 
@@ -263,10 +319,13 @@ def failed_node(result: dict[str, Any], node: dict[str, Any], target: Path) -> s
         query /= node["path"]
     if kind == "test" and result["status"] == "fail":
         tables = [each.split(".")[-1] for each in node["depends_on"]["nodes"]]
-        description = node.get("description", "").strip()
         return (
             f"{' and '.join(tables)}, test {name}: {result['failures']} rows break it, 0 are "
-            f"expected. {description}{' ' if description else ''}To see them run {query}."
+            f"expected. {said_by_test(node)} To see them run {query}."
         )
     said = (result["message"] or result["status"]).strip()
+    if kind == "seed":
+        # What follows is how DuckDB was told to read it.
+        first = "\n".join(said.splitlines()[:_LINES_OF_SEED])
+        return f"{kind} {name}: {first}\nMend dbt_project/{source}."
     return f"{kind} {name}: {said}\nMend dbt_project/{source}; as it was run: {query}."

@@ -30,6 +30,8 @@ def main() -> NoReturn:
     # Before dbt is imported. To look for cycles takes a thirtieth of the time, and what stays in
     # them until the end a tenth of the memory of a small shop.
     gc.disable()
+    # Its locks live until the process ends, of which Python would warn whoever reads the console.
+    sys.warnoptions.append("ignore::UserWarning:multiprocessing.resource_tracker")
     from dbt.adapters.duckdb.connections import DuckDBConnectionManager
 
     code = _run()

@@ -21,7 +21,7 @@ from orchestration.alerts import (
     complaint_of_age,
     send,
 )
-from orchestration.dbt_assets import failed_node
+from orchestration.dbt_assets import dbt_models, failed_node, project
 from orchestration.definitions import build_definitions
 
 NOW = datetime(2024, 5, 6, 12, tzinfo=UTC)
@@ -187,13 +187,25 @@ def test_a_run_that_was_started_by_hand_is_told_though_it_is_of_no_code_location
     ]
 
 
+def test_every_dbt_test_is_a_check_that_says_what_it_is_about():
+    nodes = json.loads(project.manifest_path.read_text())["nodes"].values()
+    tests = {node["name"] for node in nodes if node["resource_type"] == "test"}
+
+    said = {spec.name: spec.description for spec in dbt_models.check_specs}
+
+    assert said.keys() == tests
+    assert all(text and text.endswith(".") for text in said.values())
+    assert said["accepted_range_product_pairs_support__1__0"] == (
+        "Each support is a number from 0 to 1."
+    )
+
+
 def test_a_failed_dbt_test_names_tables_figure_and_query(tmp_path):
     node = {
         "package_name": "recmart",
         "original_file_path": "models/marts/signals.yml",
         "path": "unique_signals.sql",
-        "test_metadata": {"name": "unique"},
-        "description": "One row per user and product.",
+        "test_metadata": {"name": "unique", "kwargs": {"column_name": "user_id"}},
         "depends_on": {"nodes": ["model.recmart.signals"]},
     }
     result = {
@@ -206,10 +218,13 @@ def test_a_failed_dbt_test_names_tables_figure_and_query(tmp_path):
     said = failed_node(result, node, tmp_path)
 
     assert said == (
-        "signals, test unique_signals: 3 rows break it, 0 are expected. One row per user and "
-        "product. To see them run "
+        "signals, test unique_signals: 3 rows break it, 0 are expected. No two rows agree in "
+        "user_id. To see them run "
         f"{tmp_path}/compiled/recmart/models/marts/signals.yml/unique_signals.sql."
     )
+    result.update(unique_id="seed.recmart.rules", message="CSV Error on Line: 6\n" * 30)
+    assert len(failed_node(result, node, tmp_path).splitlines()) == 5
+    result.update(unique_id="test.recmart.unique_signals.4f")
     result.update(status="error", message="Binder Error: no such column\n")
     assert failed_node(result, node, tmp_path).startswith(
         "test unique_signals: Binder Error: no such column\nMend dbt_project/models/marts/"

@@ -1,6 +1,6 @@
 -- More than a fifth duplicates: rather an event_id that is not one event's own, or a file that came
 -- twice under another name and in another order, than double clicks.
-{{ config(severity='warn', meta={'dagster': {'ref': {'name': 'int_events_deduplicated'}}}) }}
+{{ config(severity='warn', meta={'dagster': {'ref': {'name': 'int_duplicate_events'}}}) }}
 
 with
 

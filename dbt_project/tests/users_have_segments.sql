@@ -1,6 +1,6 @@
 -- Users are described, but not one has a segment: rather a variable segment_by that names no column
 -- of the users file (its further columns are meant as they are spelt) than a shop without segments.
-{{ config(severity='warn', meta={'dagster': {'ref': {'name': 'users'}}}) }}
+{{ config(severity='warn', meta={'dagster': {'ref': {'name': 'stg_users'}}}) }}
 
 with
 
