@@ -562,6 +562,22 @@ def test_a_file_is_not_loaded_twice_and_a_changed_one_is_replaced(warehouse, sho
     assert malformed(warehouse) == []
 
 
+def test_a_file_that_is_taken_away_stays_loaded_and_is_named_by_every_run(warehouse, shop):
+    write(shop / "events" / "a.csv", f"{HEADER}\n{EVENT}\n")
+    load(warehouse, shop)
+    before = events(warehouse)
+    (shop / "events" / "a.csv").rename(shop / "events" / "b.csv.away")
+    write(shop / "events" / "b.csv", f"{HEADER}\n{EVENT}\n{EVENT}\n")
+    (shop / "events" / "b.csv.away").unlink()
+
+    for _ in range(2):
+        said = []
+        ingest_folder(warehouse, shop, received_at=RECEIVED_AT, progress=said.append)
+        assert "events/a.csv: no longer there; rows of it that stay: 1" in said
+
+    assert set(events(warehouse)) >= set(before)
+
+
 def test_the_registry_says_when_and_what_was_loaded(warehouse, shop):
     content = f"{HEADER}\n{EVENT}\n"
     write(shop / "events" / "a.csv", content)
@@ -1042,6 +1058,13 @@ def test_an_event_type_without_a_weight_is_named_with_its_first_row(warehouse, s
     assert "'hover' in 1 row, first in events/a.csv, row 5" in str(error.value)
     assert "'wishlist' in 2 rows, first in events/a.csv, row 3" in str(error.value)
     assert "Add a line" in str(error.value)
+
+
+def test_a_second_header_line_is_called_that(warehouse, shop, tmp_path):
+    loaded_events(warehouse, shop, "view", "event_type")
+
+    with pytest.raises(LandingError, match=r"second header line: 'event_type' in 1 row, .*row 3"):
+        check_event_types(warehouse, write(tmp_path / "event_weights.csv", WEIGHTS))
 
 
 @pytest.mark.parametrize(

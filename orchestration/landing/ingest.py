@@ -252,6 +252,8 @@ def check_event_types(connection: duckdb.DuckDBPyConnection, weights_csv: Path) 
                 f"{shown(name)} in {n_rows:,} row{'s'[: n_rows != 1]}, first in {file}, row {row}"
                 for name, n_rows, (file, row) in unknown
             )
+            if all(name in ("event_type", "interaction_type") for name, *_ in unknown):
+                return f"There is a second header line: {found}. Take it out of the file."
             return (
                 f"There are events of a type that has no weight in {weights_csv.name}: {found}. "
                 f"Add a line for it to {weights_csv} (weight 0 if it says nothing about taste), "
@@ -326,6 +328,12 @@ def _ingest_files(
         raise LandingError(
             "\n".join(map(str, errors)), discreet="\n".join(error.discreet for error in errors)
         )
+    for source_file, n_rows in connection.execute(
+        "select source_file, n_rows from raw.landing_files"
+        " where source_file not in (select unnest($there::varchar[])) order by source_file",
+        {"there": [file.source_file for file in files]},
+    ).fetchall():
+        progress(f"{source_file}: no longer there; rows of it that stay: {n_rows:,}")
     return outcomes
 
 
