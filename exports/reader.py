@@ -97,13 +97,16 @@ class Reader:
             redis_url: Of the server.
             snapshot: Path of published/current.duckdb.
             pseudonym_key: What RECMART_PSEUDONYM_KEY is for the line, if it is set there: users
-                are asked for by their own ids all the same.
+                are asked for by their own ids all the same. As it was read from its file, too:
+                the end of its line is no part of it.
         """
         if redis_url is None and snapshot is None:
             raise ReaderError(
                 "A Reader needs a redis_url, the path of a snapshot (published/current.duckdb), "
                 "or both."
             )
+        if pseudonym_key is not None:
+            pseudonym_key = pseudonym_key.rstrip("\r\n")
         self._key = pseudonym_key
         self._redis = None if redis_url is None else _RedisLists(redis_url, pseudonym_key)
         self._snapshot = None if snapshot is None else _SnapshotLists(Path(snapshot), pseudonym_key)

@@ -118,7 +118,7 @@ def test_readers_ask_with_the_customers_own_id_and_the_key(line):
         f" where user_id = '{pseudonym(OWN, SECRET)}' order by rank limit 5"
     )
     for place in places:
-        with Reader(**place, pseudonym_key=SECRET) as reader:
+        with Reader(**place, pseudonym_key=f"{SECRET}\n") as reader:
             found = reader.recommend(OWN, 5)
             assert [(each.product_id,) for each in found] == expected
             assert {each.source for each in found} - {"trending", "popular"}
