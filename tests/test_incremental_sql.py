@@ -4,6 +4,7 @@ Full builds run the compiled models in an in-memory DuckDB; the refreshed wareho
 """
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -161,11 +162,7 @@ def a_late_file_tells_events_of_every_month(shop: Shop) -> None:
 
 def an_earlier_file_by_name_tells_the_same_ids(shop: Shop) -> None:
     rows = shop.random.sample(shop.files["events/3.csv"], 15)
-    earlier = [
-        {**row, "event_ts": str(datetime.fromisoformat(row["event_ts"]) - timedelta(days=3))}
-        for row in rows
-    ]
-    shop.files["events/0a.csv"] = earlier + rows
+    shop.files["events/0a.csv"] = moved(rows, days=-3) + rows
 
 
 def a_file_is_replaced(shop: Shop) -> None:
@@ -178,6 +175,26 @@ def a_file_vanishes(shop: Shop) -> None:
 
 def a_file_loses_every_row_but_one(shop: Shop) -> None:
     shop.files["events/0a.csv"] = shop.files["events/0a.csv"][:1]
+
+
+def a_file_of_more_days_than_all_others_comes(shop: Shop) -> None:
+    year_before = range(-365, -265)
+    shop.files["events/year.csv"] = [shop.some_events(1, day=day)[0] for day in year_before]
+
+
+def it_moves_to_a_later_year(shop: Shop) -> None:
+    """Ids that it told first are then told by others."""
+    shop.files["events/year.csv"] = moved(shop.files["events/year.csv"], days=730)
+
+
+def it_moves_back_to_the_earlier_year(shop: Shop) -> None:
+    """It tells ids first that others told."""
+    shop.files["events/year.csv"] = moved(shop.files["events/year.csv"], days=-730)
+
+
+def moved(rows: list[dict[str, Any]], *, days: int) -> list[dict[str, Any]]:
+    by = timedelta(days=days)
+    return [{**row, "event_ts": str(datetime.fromisoformat(row["event_ts"]) + by)} for row in rows]
 
 
 def a_product_comes_that_events_waited_for(shop: Shop) -> None:
@@ -201,6 +218,9 @@ CHANGES: list[Callable[[Shop], None]] = [
     a_file_is_replaced,
     a_file_vanishes,
     a_file_loses_every_row_but_one,
+    a_file_of_more_days_than_all_others_comes,
+    it_moves_to_a_later_year,
+    it_moves_back_to_the_earlier_year,
     a_product_comes_that_events_waited_for,
     a_product_leaves_the_catalogue,
     one_product_comes_back_as_another_leaves,
@@ -395,6 +415,29 @@ def test_a_setting_of_the_tables_by_user_builds_every_user_again(shop: Shop):
     shop.refresh()
     for model in REFRESHED:
         assert shop.refreshed(model) == shop.built_at_once(model), model
+
+
+def test_every_macro_that_makes_a_users_rows_is_in_the_recipe_of_users(tmp_path: Path):
+    manifest = run_dbt("parse", tmp_path / "warehouse.duckdb")
+    calls = {
+        name: [macro for macro in node.depends_on.macros if macro.startswith("macro.recmart.")]
+        for name, node in {**manifest.nodes, **manifest.macros}.items()
+    }
+    makers: set[str] = set()
+    found = {macro for model in BY_USER for macro in calls[f"model.recmart.{model}"]}
+    while found:
+        makers |= found
+        found = {macro for maker in found for macro in calls[maker]} - makers
+
+    # Those of changed_users say whose rows are made, not what they are.
+    made_of = {
+        manifest.macros[maker].name
+        for maker in makers
+        if manifest.macros[maker].original_file_path != "macros/changed_users.sql"
+    }
+    recipe = manifest.macros["macro.recmart.recipe_of_users"].macro_sql
+    named = re.findall(r"set macros = \[(.*?)\]", recipe, re.DOTALL)[0]
+    assert made_of == set(re.findall(r"\w+", named))
 
 
 def test_tables_of_a_former_release_are_filled_anew(shop: Shop):

@@ -4,10 +4,13 @@ noted in int_built_days by these macros alone: a day is marked before it is touc
 it is done, so that a run that ends in between leaves only days that the next one builds again.
 -#}
 
-{# Stands for how events become the rows of a day: other SQL or settings make every day a changed
-   one. #}
+{# Stands for how events become the rows of a day, and for which days are found to have changed: other
+   SQL or settings make every day a changed one. #}
 {% macro recipe_of_days() -%}
-{%- set models = ['stg_events', 'int_duplicate_events', 'int_events_deduplicated', 'int_daily_signals'] -%}
+{%- set models = [
+    'stg_events', 'int_changed_days', 'int_duplicate_events', 'int_events_deduplicated',
+    'int_daily_signals',
+] -%}
 {%- set texts = [var('near_duplicate_seconds') | string] -%}
 {%- if execute -%}
     {%- for name in models -%}

@@ -36,7 +36,7 @@ changed as (
 few_changed as materialized (
 
     select event_on from changed
-    where (select count(*) from changed) < (select count(*) from days)
+    where exists (select 1 from days anti join changed using (event_on))
 
 ),
 
