@@ -13,7 +13,7 @@ anything of theirs is touched and noted when the last of these tables holds them
     'bot_max_browsed_per_day_without_cart', 'outlier_max_products',
 ] -%}
 {%- set macros = [
-    undone_days, counted_days, is_low_rating, user_signals_as_of, faded_strength
+    undone_days, counted_days, is_low_rating, user_signals_as_of, faded_strength, faded_part
 ] -%}
 {%- set texts = [] -%}
 {%- for name in settings -%}
