@@ -4,7 +4,15 @@ with
 
 events as (
 
-    select * from {{ ref('stg_events') }}
+    select * from {{ ref('int_events_deduplicated') }}
+
+),
+
+bots as (
+
+    select user_id
+    from {{ ref('int_user_activity') }}
+    where is_bot
 
 ),
 
@@ -16,12 +24,15 @@ as_of as (
 
 paid as (
 
+    -- One price of each person: who buys every week, or for a whole shop, knows it no better.
     select
         events.product_id,
-        events.price,
+        events.user_id,
+        median(events.price) as price,
         {{ dbt.datediff('events.event_on', 'as_of.as_of', 'day') }}
         < {{ var('trending_days') }} as is_recent
     from events
+    anti join bots on events.user_id = bots.user_id
     cross join as_of
     where
         events.event_type = 'purchase'
@@ -30,6 +41,7 @@ paid as (
         and events.event_on > (
             select as_of - {{ var('usual_price_days') }} - {{ var('trending_days') }} from as_of
         )
+    group by events.product_id, events.user_id, is_recent
 
 ),
 
@@ -49,11 +61,11 @@ prices as (
 
 today as (
 
-    -- A catalogue without prices: what is paid now.
+    -- A catalogue without prices: what is paid now. 0 is none: nobody gives away what is on sale.
     select
         products.product_id,
         coalesce(
-            products.price,
+            nullif(products.price, 0),
             case when prices.n_recent_prices >= {{ var('min_prices') }} then prices.recent_price end
         ) as price,
         prices.usual_price,
