@@ -1044,7 +1044,7 @@ def loaded_events(warehouse: duckdb.DuckDBPyConnection, shop: Path, *types: str)
 def test_event_types_with_a_weight_pass_whatever_their_case_and_blank_ones_too(
     warehouse, shop, tmp_path
 ):
-    loaded_events(warehouse, shop, "view", " View ", "PURCHASE", "return", "", "  ")
+    loaded_events(warehouse, shop, "view", " View ", "PURCHASE\t", "\r\nreturn", "", " \t")
 
     check_event_types(warehouse, write(tmp_path / "event_weights.csv", WEIGHTS))
 

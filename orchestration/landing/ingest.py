@@ -235,11 +235,12 @@ def check_event_types(connection: duckdb.DuckDBPyConnection, weights_csv: Path) 
     unknown = connection.execute(
         """
         select
-            lower(trim(event_type)) as name,
+            -- As base_events does it.
+            lower(trim(event_type, e' \\t\\r\\n')) as name,
             count(*) as n_rows,
             min((source_file, source_row)) as first_row
         from raw.events
-        where trim(event_type) <> '' and not list_contains(?, lower(trim(event_type)))
+        where name <> '' and not list_contains(?, name)
         group by name
         order by name
         """,
