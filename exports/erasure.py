@@ -14,6 +14,7 @@ A kill at any point does no harm: the request is still there, and running again 
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -35,8 +36,19 @@ ERASED_ROW = '{"erased": true}'
 _PARSED = ("base_events", "base_users")
 _KEPT_COLUMNS = {"source_file", "source_row", "file_version", "other_values_hash"}
 ERASED_LINE = "(it names an erased user)"
-# Words of a line that could not be split into columns, in which an id may be.
-_BETWEEN_WORDS = r"'[^\p{L}\p{M}\p{N}_@.+-]+'"
+# Of a line that could not be split into columns an id may be a word, or, with other characters in
+# it, what stands between delimiters or quotes.
+_NO_WORD = r"[^\p{L}\p{M}\p{N}_@.+-]"
+_BETWEEN_FIELDS = r"""[,;|\t"]"""
+# Where a user's id can stand besides columns named for it: the SQL of whether it does.
+_IN_TEXTS = {
+    "line": "regexp_matches(line, $named)",
+    # JSON of a row that was parsed, or a line that could not be: that is of no column.
+    "row_text": (
+        "if(column_name is null, regexp_matches(row_text, $named),"
+        " (row_text ->> '$.user_id') = $user_id)"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -96,11 +108,17 @@ def is_erased(user_id: str) -> str:
 
 
 def names_erased(text: str) -> str:
-    """The SQL of whether a text names an erased user among its words, from the SQL of the text."""
-    hashes = (
-        f"list_transform(string_split_regex({text}, {_BETWEEN_WORDS}),"
-        f" lambda word: {hash_of('word')})"
+    """The SQL of whether a text names an erased user, from the SQL of the text.
+
+    Of an id there is a hash alone, so only words, and what stands between delimiters or quotes, can
+    be compared: ids with a comma, semicolon, bar, tab or quote in them are not found.
+    """
+    fields = f"string_split_regex({text}, '{_BETWEEN_FIELDS}')"
+    pieces = (
+        f"list_concat(string_split_regex({text}, '{_NO_WORD}+'),"
+        f" list_transform({fields}, lambda field: trim(field, e' \\t\\r\\n')))"
     )
+    hashes = f"list_transform({pieces}, lambda piece: {hash_of('piece')})"
     return f"list_has_any({hashes}, (select list(user_hash) from raw.erased_users))"
 
 
@@ -173,9 +191,7 @@ def _erase_rows(
     mark = {"attributes": f"'{ERASED_ROW}'"}
     for table in ("events", "users"):
         _empty(connection, f"raw.{table}", columns_of["raw", table], mark)
-    connection.execute(
-        f"update raw.malformed_lines set line = '{ERASED_LINE}' where {names_erased('line')}"
-    )
+    _update_naming(connection, "raw.malformed_lines", "line", f"line = '{ERASED_LINE}'", user_ids)
     refused = {"reject_column": "'user_id'", "reject_reason": f"'{REASON}'"}
     for (schema, table), columns in columns_of.items():
         if schema == "raw":
@@ -183,10 +199,9 @@ def _erase_rows(
         if table in _PARSED:
             _empty(connection, f"{schema}.{table}", columns, refused)
         elif table == "rejected_rows":
-            connection.execute(
-                f"update {schema}.{table} set value = null, row_text = '{ERASED_ROW}', reason ="
-                f" '{REASON}', column_name = 'user_id' where {names_erased('row_text')}"
-            )
+            values = f"value = null, row_text = '{ERASED_ROW}', reason = '{REASON}'"
+            values += ", column_name = 'user_id'"
+            _update_naming(connection, f"{schema}.{table}", "row_text", values, user_ids)
         elif "user_id" in columns:
             connection.execute(
                 f'delete from "{schema}"."{table}" where user_id in (select user_id from'
@@ -197,6 +212,34 @@ def _erase_rows(
             # erased. Nothing reads them until the next night fills the table anew.
             connection.execute(f'delete from "{schema}"."{table}"')
     connection.execute("drop table temp.erased")
+
+
+def _update_naming(
+    connection: duckdb.DuckDBPyConnection,
+    table: str,
+    column: str,
+    values: str,
+    user_ids: Sequence[str],
+) -> None:
+    """Texts that name one of the users get other values, in SQL."""
+    query = f"update {table} set {values} where {_IN_TEXTS[column]}"
+    for user_id in user_ids:
+        connection.execute(query, _parameters(query, user_id))
+
+
+def _parameters(query: str, user_id: str) -> dict[str, str]:
+    """$user_id, and $named: how texts name the user. DuckDB wants those that a query has."""
+    spellings = {
+        user_id,
+        # In CSV, in JSON, and in JSON of programs that write ASCII alone, some with \/ for /.
+        user_id.replace('"', '""'),
+        json.dumps(user_id, ensure_ascii=False)[1:-1],
+        json.dumps(user_id)[1:-1],
+        json.dumps(user_id)[1:-1].replace("/", "\\/"),
+    }
+    named = f"(^|{_NO_WORD})({'|'.join(map(re.escape, sorted(spellings)))})({_NO_WORD}|$)"
+    parameters = {"user_id": user_id, "named": named}
+    return {name: value for name, value in parameters.items() if f"${name}" in query}
 
 
 def _tables(connection: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], list[str]]:
@@ -343,7 +386,10 @@ _Found = tuple[str, str, int]
 
 
 def _left_in_tables(connection: duckdb.DuckDBPyConnection, user_id: str) -> list[_Found]:
-    """Every text column of every table is asked, whatever its name."""
+    """What is named for ids of users, and what keeps landed text, is asked in every table.
+
+    No other column: a quantity, an order or a count of threads may be the same number as a user.
+    """
     found = []
     for schema, table, columns in connection.execute(
         "select schema_name, table_name, list(column_name order by column_index)"
@@ -351,18 +397,17 @@ def _left_in_tables(connection: duckdb.DuckDBPyConnection, user_id: str) -> list
         " and (schema_name, table_name) in (select (schema_name, table_name) from duckdb_tables())"
         " group by all order by all"
     ).fetchall():
-        condition = " or ".join(f'"{column}" = $user_id' for column in _asked(columns))
+        condition = " or ".join(
+            _IN_TEXTS.get(column, f'"{column}" = $user_id')
+            for column in columns
+            if column in _IN_TEXTS or column.endswith("user_id")
+        )
         if not condition:
             continue
         query = f'select count(*) from "{schema}"."{table}" where {condition}'
-        ((n_left,),) = connection.execute(query, {"user_id": user_id}).fetchall()
+        ((n_left,),) = connection.execute(query, _parameters(query, user_id)).fetchall()
         found.append((f"warehouse {schema}.{table}", query, n_left))
     return found
-
-
-def _asked(columns: Sequence[str]) -> list[str]:
-    """Columns that can hold a user's id; a product may have the same one."""
-    return [column for column in columns if not column.endswith("product_id")]
 
 
 def _left_in_redis(redis_url: str | None, user_id: str) -> list[_Found]:

@@ -2,17 +2,28 @@
 
 import json
 import shutil
+from datetime import datetime
 
 import dagster as dg
+import duckdb
 import pytest
-from lines import line_in, places_with, redis_url, why_it_failed, write_small_shop
+from lines import (
+    line_in,
+    places_with,
+    redis_url,
+    why_it_failed,
+    write_files,
+    write_small_shop,
+)
 
-from exports.erasure import ERASED_LINE
+from exports.erasure import ERASED_LINE, ERASED_ROW, Kept, certify, erase_users
 from exports.files import verify_version_files
 from exports.reader import Reader
-from orchestration.landing.contract import LandingError
+from orchestration.landing.contract import ENTITIES, LandingError
 from orchestration.landing.erasure import read_requests
+from orchestration.landing.ingest import ingest_folder
 
+AT = datetime(2024, 3, 1)
 GONE = "Zoë-erased-7741"
 HEADER = "user_id,product_id,event_type,event_ts,quantity,price,session_id,order_id\n"
 
@@ -64,6 +75,22 @@ def lists_of_others(line):
     )
 
 
+def columns_with_users(line):
+    """Text columns of tables in which some value is the id of a user."""
+    names = line.query(
+        "select schema_name, table_name, column_name from duckdb_columns()"
+        " where not internal and data_type = 'VARCHAR'"
+    )
+    return {
+        column
+        for schema, table, column in names
+        if line.value(
+            f"select count(*) from {schema}.{table} where {column} in (select user_id from"
+            " raw.users)"
+        )
+    }
+
+
 def test_nothing_is_left_and_it_stays_so(line):
     before = places_with(line, GONE)
     assert {"warehouse.duckdb", "Redis"} <= set(before)
@@ -75,6 +102,8 @@ def test_nothing_is_left_and_it_stays_so(line):
     (erasures / "2024-03.csv").write_text(f"user_id,asked_on\n{GONE},2024-03-01\n")
 
     assert line.value("select count(*) from intermediate.int_baskets") > 0
+    # No other columns are asked for the certificate than those which are named for ids of users.
+    assert columns_with_users(line) == {"user_id"}
 
     result = line.run(job_name="erase_users")
 
@@ -141,18 +170,127 @@ def test_a_full_build_from_the_same_files_leaves_the_user_out_too(line, tmp_path
     shutil.rmtree(tmp_path)
 
 
+def erase(connection, folder, *user_ids):
+    """Erase and certify in a warehouse that has neither files nor Redis."""
+    kept = Kept(home=folder, published_dir=folder / "published", redis_url=None)
+    erase_users(connection, user_ids, kept, happened_at=AT)
+    certify(connection, user_ids, kept, happened_at=AT)
+
+
+def load(connection, folder):
+    """Ingest what is new."""
+    return ingest_folder(connection, folder, received_at=AT, progress=lambda _: None)
+
+
+def test_a_user_may_have_the_number_of_anything_else(tmp_path):
+    numbers = [str(number) for number in range(1, 61)]
+    columns = [*ENTITIES["events"].columns]
+    rows = [
+        ",".join(
+            {"event_type": "view", "event_ts": "2024-01-01"}.get(column, value)
+            for column in columns
+            for value in [number if column == "user_id" else other]
+        )
+        for number, other in zip(numbers, reversed(numbers), strict=True)
+    ]
+    write_files(
+        tmp_path,
+        events__a_csv="\n".join([",".join(columns), *rows]),
+        products__a_csv="product_id,title,category\n"
+        + "".join(f"{number},{number},{number}\n" for number in numbers),
+        users__a_csv="user_id,gender,age_band\n" + "".join(f"{n},1,2\n" for n in numbers),
+    )
+    with duckdb.connect() as connection:
+        load(connection, tmp_path)
+
+        erase(connection, tmp_path, *numbers[:30])
+
+        left = connection.execute("select user_id, quantity from raw.events").fetchall()
+        expected = [(None, None)] * 30 + list(zip(numbers[30:], numbers[29::-1], strict=True))
+        assert sorted(left, key=repr) == sorted(expected, key=repr)
+
+
 @pytest.mark.parametrize(
-    ("content", "says"),
+    "user_id", ["cust/42", "a8+/Zw==", "urn:shop#42", "Anna Ærø", 'the "one"', "a.b*(c)|", "\\d,1"]
+)
+def test_lines_that_cannot_be_read_name_nobody_whatever_ids_look_like(tmp_path, user_id):
+    in_csv = '"' + user_id.replace('"', '""') + '"'
+    in_json = [
+        f'{{"user_id": {json.dumps(user_id)}, broken',
+        f'{{"user_id": {json.dumps(user_id, ensure_ascii=False)}, broken',
+    ]
+    lines = [f"{in_csv},only,three", *in_json, f"x{user_id}x,is,another"]
+    write_files(
+        tmp_path,
+        events__a_csv=f"user_id,product_id,event_type,event_ts\n{in_csv},p,view,2024-01-01\n"
+        "2,p,view,2024-01-01\n",
+        products__a_csv="product_id,title\np,Lamp\n",
+    )
+    with duckdb.connect() as connection:
+        load(connection, tmp_path)
+        connection.executemany(
+            "insert into raw.malformed_lines values ('a', 'events', 1, ?, '')",
+            [(line,) for line in lines],
+        )
+        rejected = [
+            # Parsed, or not.
+            ("price", json.dumps({"user_id": user_id, "price": "x"}, ensure_ascii=False)),
+            ("price", json.dumps({"user_id": "2", "price": user_id}, ensure_ascii=False)),
+            (None, lines[0]),
+        ]
+        connection.execute(
+            "create schema staging; create table staging.rejected_rows"
+            " (column_name varchar, reason varchar, value varchar, row_text varchar)"
+        )
+        connection.executemany(
+            "insert into staging.rejected_rows values (?, 'why', 'x', ?)", rejected
+        )
+
+        erase(connection, tmp_path, user_id)
+
+        assert connection.execute("select line from raw.malformed_lines").fetchall() == [
+            *[(ERASED_LINE,)] * 3,
+            (lines[3],),
+        ]
+        assert connection.execute("select row_text from staging.rejected_rows").fetchall() == [
+            (ERASED_ROW,),
+            (rejected[1][1],),
+            (ERASED_ROW,),
+        ]
+
+
+def test_ids_are_found_in_lines_that_come_later(tmp_path):
+    write_files(
+        tmp_path,
+        events__a_csv="user_id,product_id,event_type,event_ts\nu1,p,view,2024-01-01\n",
+        products__a_csv="product_id,title\np,Lamp\n",
+    )
+    with duckdb.connect() as connection:
+        load(connection, tmp_path)
+        erase(connection, tmp_path, "cust/42", "a8+/Zw==", "Anna Ærø", "u9")
+        late = ["cust/42 ,p,view", '"a8+/Zw==",p', "Anna Ærø,p", "p,u9", "cust/421,p"]
+        write_files(
+            tmp_path,
+            events__b_csv="\n".join(["user_id,product_id,event_type,event_ts", *late]),
+            events__c_jsonl='{"user_id":"cust/42",\n{"user_id":"u1",\n'
+            '{"user_id":"u2","product_id":"p","event_type":"view","event_ts":"2024-01-01"}\n',
+        )
+        load(connection, tmp_path)
+        kept = connection.execute("select line from raw.malformed_lines").fetchall()
+
+    assert sorted(kept) == sorted([(ERASED_LINE,)] * 5 + [("cust/421,p",), ('{"user_id":"u1",',)])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
     [
-        ("customer\nu1\n", "erasures/a.csv has no column user_id"),
-        ("user_id,why\n,asked\n", "erasures/a.csv, line 2: user_id is missing"),
-        (b"user_id\n\xff\xfe\n", "erasures/a.csv cannot be read"),
+        ("a_csv", "customer\nu1\n", "erasures/a.csv has no column user_id"),
+        ("a_csv", "user_id,why\n,asked\n", "erasures/a.csv, line 2: user_id is missing"),
+        ("a_csv", b"user_id\n\xff\xfe\n", "erasures/a.csv cannot be read"),
     ],
 )
-def test_a_request_that_is_none_is_named(tmp_path, content, says):
-    (tmp_path / "erasures").mkdir()
-    path = tmp_path / "erasures" / "a.csv"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+def test_a_request_that_is_none_is_named(tmp_path, name, content, says):
+    write_files(tmp_path, **{f"erasures__{name}": content})
 
     with pytest.raises(LandingError, match=says):
         read_requests(tmp_path)
