@@ -27,6 +27,7 @@ import duckdb
 
 from exports import files, redis_load, versions
 from exports.errors import PublishError
+from exports.redis_server import EmbeddedRedis
 from ml_assets.warehouse import transaction
 
 REASON = "the user was erased"
@@ -68,11 +69,13 @@ class Kept:
         home: RECMART_HOME.
         published_dir: Where versions' files are.
         redis_url: Where versions are loaded; None leaves Redis out.
+        is_embedded: Whether that is the embedded server of this home.
     """
 
     home: Path
     published_dir: Path
     redis_url: str | None
+    is_embedded: bool
 
 
 def create_tables(connection: duckdb.DuckDBPyConnection) -> None:
@@ -155,22 +158,37 @@ def erase_users(
         happened_at: Now, naive UTC.
 
     Raises:
-        PublishError: if a version's files cannot be written again.
+        PublishError: if a version's files cannot be written again, or an embedded Redis is left
+            here that is not the one in use.
         RedisLoadError: if Redis does not answer. Everything before it is done then; run again.
     """
+    embedded = kept.home / "redis"
+    if embedded.exists() and not kept.is_embedded:
+        raise PublishError(
+            f"{embedded} is the folder of an embedded Redis, which may hold lists of the users, "
+            "and REDIS_URL names another one or none. Set REDIS_URL to embedded, or, if nobody "
+            "reads from that server any more, run make stop and delete the folder."
+        )
     create_tables(connection)
     versions.ensure_schema(connection)
     with transaction(connection):
         _erase_rows(connection, user_ids, happened_at)
         left = [_counted_again(connection, each) for each in versions.kept_versions(connection)]
+    # A killed run may have left copies of versions whose rows are gone, which nothing can correct.
+    keep = [each.version for each in left]
+    files.remove_version_files(kept.published_dir, keep=keep)
+    if kept.redis_url is not None:
+        redis_load.remove_versions(redis_url=kept.redis_url, keep=keep)
     for version in left:
         if files.version_dir(kept.published_dir, version.version).exists():
             files.write_version_files(connection, version, kept.published_dir)
     if kept.redis_url is not None:
         for version in left:
             redis_load.forget_users(connection, version, user_ids, redis_url=kept.redis_url)
-    # Folds of the past are made again from the warehouse when they are needed.
-    shutil.rmtree(kept.home / "folds", ignore_errors=True)
+    # Folds of the past are made again from the warehouse when they are needed; a backtest that was
+    # killed leaves a warehouse of its own.
+    for folder in ("folds", "backtests"):
+        shutil.rmtree(kept.home / folder, ignore_errors=True)
     for path in _reports_about(kept.home, user_ids):
         path.unlink(missing_ok=True)
 
@@ -300,6 +318,8 @@ def compact(path: Path) -> None:
     """
     fresh = path.with_name(f".{path.name}.compacting")
     fresh.unlink(missing_ok=True)
+    # Where a run that was killed had rows for which it had no memory.
+    shutil.rmtree(path.with_name(f"{path.name}.tmp"), ignore_errors=True)
     try:
         with duckdb.connect() as connection:
             connection.execute(f"attach '{_quoted(path)}' as old")
@@ -335,11 +355,14 @@ def certify(
 ) -> dict[str, list[Place]]:
     """Look for the users everywhere; write what was found, per user, if it is nothing.
 
+    An embedded Redis is saved before that.
+
     A certificate is a row per place in raw.erasure_certificates and a file in
     `home/erasures/<hash>.json`. It names the user by the keyed hash.
 
     Raises:
-        PublishError: naming the first place where something is left. Nothing is certified then.
+        PublishError: naming the first place where something is left, or if Redis cannot be saved.
+            Nothing is certified then.
     """
     create_tables(connection)
     places = {
@@ -350,15 +373,21 @@ def certify(
         ]
         for user_id in user_ids
     }
-    certificates = {}
+    certificates: dict[str, list[Place]] = {}
     for user_id, found in places.items():
         certificates[user_id] = [Place(*each) for each in found]
         for each in certificates[user_id]:
             if each.n_left:
                 raise PublishError(
                     f"{each.place} still holds {each.n_left:,} rows of a user who was to be erased "
-                    f"({each.query}). Run erase_users again; if it stays, report it."
+                    f"({each.query}). Run daily_recommendations and erase_users again; if it stays,"
+                    " report it."
                 )
+    if kept.is_embedded:
+        # Of a memory that was just seen without them. A server that is killed reads the last dump.
+        EmbeddedRedis(kept.home).save()
+        for found_of_user in certificates.values():
+            found_of_user.append(Place("file redis/dump.rdb", "SAVE after each HEXISTS was 0", 0))
     folder = kept.home / "erasures"
     folder.mkdir(parents=True, exist_ok=True)
     for user_id, found_of_user in certificates.items():

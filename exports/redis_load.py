@@ -182,7 +182,6 @@ def remove_versions(*, redis_url: str, keep: Collection[str]) -> list[str]:
         return removed
 
 
-# Kinds of lists whose ids are users'.
 def forget_users(
     connection: duckdb.DuckDBPyConnection,
     version: Version,
@@ -194,7 +193,7 @@ def forget_users(
 
     Args:
         connection: The warehouse, without these users' rows.
-        version: With today's counts and hash. One that is not loaded is left alone.
+        version: With today's counts and hash. Of one that is not whole the rest stays as it is.
         user_ids: Whose lists.
         redis_url: See `load_version`.
 
@@ -202,11 +201,12 @@ def forget_users(
         RedisLoadError: if Redis does not answer, or holds something else than the tables.
     """
     with connected(redis_url) as client:
-        name = manifest_key(version.version)
-        if client.get(name) is None:
-            return
         for kind in KINDS_OF_USERS:
             client.hdel(key(version.version, kind), *user_ids)
+        name = manifest_key(version.version)
+        # It expires before the lists do, and a load that was killed has none.
+        if client.get(name) is None:
+            return
         lists = _all_lists(connection, version)
         _verify(connection, client, version, lists, redis_url)
         client.set(name, _manifest(version, {each.kind: each.n for each in lists}), keepttl=True)

@@ -101,6 +101,27 @@ class EmbeddedRedis:
                 f"({self._last_log_line()}). Free disk space there; the next run loads it again."
             )
 
+    def save(self) -> None:
+        """Write the data to disk now, in place of all that was written before. Readers wait.
+
+        Raises:
+            RedisServerError: if it cannot be written.
+        """
+        try:
+            with _connected(self._url(), seconds=_STOP_SECONDS) as client:
+                # What it writes beside its work began before, and refuses another.
+                while client.info("persistence")["rdb_bgsave_in_progress"]:
+                    time.sleep(0.02)
+                client.save()
+        except (redis.RedisError, OSError) as error:
+            raise RedisServerError(
+                f"The embedded Redis could not save its data to {self._folder} ({error}; "
+                f"{self._last_log_line()}). Free disk space there and run again."
+            ) from error
+        # Of a server that was killed while it saved.
+        for path in self._folder.glob("temp-*.rdb"):
+            path.unlink(missing_ok=True)
+
     def __enter__(self) -> str:
         return self.start()
 

@@ -152,14 +152,16 @@ def _made_from(warehouse: Warehouse, variables: str) -> str:
 @contextmanager
 def _scratch(settings: Settings, day: date) -> Iterator[Settings]:
     """Settings of a home with the raw rows of this one; removed afterwards."""
-    home = settings.home / "backtests" / day.isoformat()
-    shutil.rmtree(home, ignore_errors=True)
+    folder = settings.home / "backtests"
+    # Of any day: one that was killed left all raw rows, and one run at a time works in a home.
+    shutil.rmtree(folder, ignore_errors=True)
+    home = folder / day.isoformat()
     home.mkdir(parents=True)
     try:
         _copy_raw(settings.warehouse, home / settings.warehouse.path.name)
         yield replace(settings, home=home, redis_url="off")
     finally:
-        shutil.rmtree(home, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _copy_raw(warehouse: Warehouse, path: Path) -> None:

@@ -38,7 +38,12 @@ def erasure_certificates(
                 metadata={"requests": len(requests), "erased_now": 0, "note": "nothing to do"}
             )
         context.log.info(f"erasing {len(user_ids):,} of {len(requests):,} users who asked for it")
-        kept = erasure.Kept(settings.home, publishing.published, publishing.connect_redis())
+        kept = erasure.Kept(
+            home=settings.home,
+            published_dir=publishing.published,
+            redis_url=publishing.connect_redis(),
+            is_embedded=publishing.redis_url == "embedded",
+        )
         with warehouse.connect() as connection:
             erasure.erase_users(connection, user_ids, kept, happened_at=happened_at)
         erasure.compact(warehouse.path)

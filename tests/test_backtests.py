@@ -58,6 +58,10 @@ def line(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fold(line):
+    # As a backtest of another day leaves it that was killed: with a copy of all raw rows.
+    left = line.settings.home / "backtests" / "2024-01-15" / "warehouse.duckdb"
+    left.parent.mkdir(parents=True)
+    left.write_text("raw rows")
     return get_fold(line.settings, DAY, n_days=N_DAYS, progress=quiet)
 
 
@@ -67,6 +71,7 @@ def recommended(line):
 
 
 def test_a_fold_holds_what_users_went_for_in_the_days_after_the_day(line, fold):
+    assert not (line.settings.home / "backtests").exists()
     first, last = fold.holdout["first_at"].min(), fold.holdout["first_at"].max()
 
     assert first.date() > DAY and last.date() <= DAY + timedelta(days=N_DAYS)

@@ -1,12 +1,15 @@
 """Erasing a user: nothing is left in any byte of tables, files and Redis, and it stays so."""
 
 import json
+import os
 import shutil
+import signal
 from datetime import datetime
 
 import dagster as dg
 import duckdb
 import pytest
+import redis
 from lines import (
     line_in,
     places_with,
@@ -17,6 +20,7 @@ from lines import (
 )
 
 from exports.erasure import ERASED_LINE, ERASED_ROW, Kept, certify, erase_users
+from exports.errors import PublishError
 from exports.files import verify_version_files
 from exports.reader import Reader
 from orchestration.landing.contract import ENTITIES, LandingError
@@ -152,6 +156,38 @@ def test_nothing_is_left_and_it_stays_so(line):
     assert line.value("select count(*) from raw.erasure_certificates") == len(places)
 
 
+def test_what_killed_runs_and_a_killed_redis_left_brings_nobody_back(line):
+    user, home, published = "u000007", line.settings.home, line.settings.published
+    live = line.value("select version from serving.versions where state = 'live'")
+    # Stopping writes the dump that a server which is killed starts from.
+    line.stop()
+    assert any(user.encode() in path.read_bytes() for path in home.glob("redis/dump.rdb"))
+    with redis.Redis.from_url(redis_url(line)) as client:
+        # It goes before the lists do, by time or because a load was killed.
+        client.delete(f"recmart:{live}:manifest")
+        # Of a version whose rows were deleted by a clean-up that was killed then.
+        client.hset("recmart:20240101T000000-0dead0:anchor", user, "its list")
+    shutil.copytree(
+        published / "versions" / live, published / "versions" / "20240101T000000-0dead0"
+    )
+    for left in (
+        "backtests/2024-01-31/warehouse.duckdb",
+        "warehouse.duckdb.tmp/a",
+        "redis/temp-1.rdb",
+    ):
+        (home / left).parent.mkdir(parents=True, exist_ok=True)
+        (home / left).write_text(user)
+    write_files(line.settings.data, erasures__more_csv=f"user_id\n{user}\n")
+
+    result = line.run(job_name="erase_users")
+
+    assert result.success, why_it_failed(result)
+    with redis.Redis.from_url(redis_url(line)) as client:
+        os.kill(client.info("server")["process_id"], signal.SIGKILL)
+    assert places_with(line, user) == []
+    assert line.query("from raw.erasure_certificates where place = 'file redis/dump.rdb'")
+
+
 def test_a_full_build_from_the_same_files_leaves_the_user_out_too(line, tmp_path):
     copy = line_in(tmp_path, data=line.settings.data)
     copy.settings.home.mkdir()
@@ -172,7 +208,7 @@ def test_a_full_build_from_the_same_files_leaves_the_user_out_too(line, tmp_path
 
 def erase(connection, folder, *user_ids):
     """Erase and certify in a warehouse that has neither files nor Redis."""
-    kept = Kept(home=folder, published_dir=folder / "published", redis_url=None)
+    kept = Kept(home=folder, published_dir=folder / "published", redis_url=None, is_embedded=False)
     erase_users(connection, user_ids, kept, happened_at=AT)
     certify(connection, user_ids, kept, happened_at=AT)
 
@@ -279,6 +315,13 @@ def test_ids_are_found_in_lines_that_come_later(tmp_path):
         kept = connection.execute("select line from raw.malformed_lines").fetchall()
 
     assert sorted(kept) == sorted([(ERASED_LINE,)] * 5 + [("cust/421,p",), ('{"user_id":"u1",',)])
+
+
+def test_an_embedded_redis_that_is_not_asked_stops_an_erasure(tmp_path):
+    (tmp_path / "redis").mkdir()
+
+    with duckdb.connect() as connection, pytest.raises(PublishError, match="Set REDIS_URL to embe"):
+        erase(connection, tmp_path, "u1")
 
 
 @pytest.mark.parametrize(
