@@ -5,6 +5,7 @@ import dagster as dg
 from exports import erasure, pseudonyms
 from exports.assets import Publishing
 from exports.errors import PseudonymError, PublishError
+from exports.origins import has_table
 from ml_assets.warehouse import Warehouse, now
 from orchestration.landing.contract import LandingError
 from orchestration.landing.erasure import read_requests
@@ -27,6 +28,12 @@ def erasure_certificates(
     try:
         requests = read_requests(settings.data)
         with warehouse.connect() as connection:
+            if requests and not has_table(connection, "raw", "events"):
+                raise LandingError(
+                    f"{len(requests):,} users ask to be erased, but nothing has landed in "
+                    f"{warehouse.path}. Set RECMART_HOME to the home of their shop; if this is a "
+                    "new one, run daily_recommendations first."
+                )
             pseudonyms.create_table(connection)
             key, check = settings.pseudonym_key, pseudonyms.found_check(connection)
             pseudonyms.require_key(check, key, place="This warehouse")

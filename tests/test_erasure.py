@@ -317,6 +317,17 @@ def test_ids_are_found_in_lines_that_come_later(tmp_path):
     assert sorted(kept) == sorted([(ERASED_LINE,)] * 5 + [("cust/421,p",), ('{"user_id":"u1",',)])
 
 
+def test_a_home_without_a_shop_is_named_and_no_redis_started(tmp_path):
+    line = line_in(tmp_path, redis_url="embedded")
+    write_files(line.settings.data, erasures__a_csv="user_id\nu1\n")
+
+    said = why_it_failed(line.run(job_name="erase_users"))
+
+    assert "1 users ask to be erased, but nothing has landed in" in said
+    assert "Set RECMART_HOME" in said
+    assert not (line.settings.home / "redis").exists()
+
+
 def test_an_embedded_redis_that_is_not_asked_stops_an_erasure(tmp_path):
     (tmp_path / "redis").mkdir()
 
@@ -330,6 +341,7 @@ def test_an_embedded_redis_that_is_not_asked_stops_an_erasure(tmp_path):
         ("a_csv", "customer\nu1\n", "erasures/a.csv has no column user_id"),
         ("a_csv", "user_id,why\n,asked\n", "erasures/a.csv, line 2: user_id is missing"),
         ("a_csv", b"user_id\n\xff\xfe\n", "erasures/a.csv cannot be read"),
+        ("a_txt", "user_id\nu1\n", "erasures/a.txt is of a type that is not understood"),
     ],
 )
 def test_a_request_that_is_none_is_named(tmp_path, name, content, says):
@@ -339,10 +351,18 @@ def test_a_request_that_is_none_is_named(tmp_path, name, content, says):
         read_requests(tmp_path)
 
 
+def test_a_landing_folder_that_is_not_there_is_no_empty_one(tmp_path):
+    with pytest.raises(LandingError, match=r"/typo does not exist\. Set RECMART_DATA"):
+        read_requests(tmp_path / "typo")
+
+
 def test_requests_are_read_once_each(tmp_path):
     assert read_requests(tmp_path) == []
     (tmp_path / "erasures").mkdir()
     (tmp_path / "erasures" / "a.csv").write_text("\ufeffUser_ID\nu2\nu1\n")
     (tmp_path / "erasures" / "b.csv").write_text('note,user_id\nx,u2\ny,"a, b"\n')
+    (tmp_path / "erasures" / "2024").mkdir()
+    (tmp_path / "erasures" / "2024" / "C.CSV").write_text("user_id\nu3\n")
+    (tmp_path / "erasures" / "_done").write_text("")
 
-    assert read_requests(tmp_path) == ["a, b", "u1", "u2"]
+    assert read_requests(tmp_path) == ["a, b", "u1", "u2", "u3"]

@@ -1,9 +1,9 @@
-"""Who asked to be erased: the files `erasures/*.csv` of the landing folder."""
+"""Who asked to be erased: the CSV files below `erasures/` of the landing folder."""
 
 import csv
 from pathlib import Path
 
-from orchestration.landing.contract import LandingError, normalise
+from orchestration.landing.contract import LandingError, normalise, readable
 
 FOLDER = "erasures"
 
@@ -13,14 +13,29 @@ def read_requests(folder: Path) -> list[str]:
 
     Args:
         folder: The landing folder. Files below `erasures/` are CSV with a header; the column
-            `user_id` counts, others are for people.
+            `user_id` counts, others are for people. Names that start with a dot or an underscore
+            are left out, as in the other folders.
 
     Raises:
-        LandingError: naming the file and line of what is no request.
+        LandingError: if there is no landing folder, or naming the file and line of what is no
+            request.
     """
+    if not folder.is_dir():
+        raise LandingError(
+            f"The landing folder {folder} does not exist. Set RECMART_DATA to the folder with the "
+            f"shop's files, whose folder {FOLDER}/ holds the requests."
+        )
     user_ids: set[str] = set()
-    for path in sorted((folder / FOLDER).glob("*.csv")):
-        name = f"{FOLDER}/{path.name}"
+    for path in sorted((folder / FOLDER).rglob("*")):
+        parts = path.relative_to(folder).parts
+        if path.is_dir() or any(part.startswith((".", "_")) for part in parts):
+            continue
+        name = readable("/".join(parts))
+        if path.suffix.lower() != ".csv":
+            raise LandingError(
+                f"{name} is of a type that is not understood. Requests are files that end in .csv: "
+                "convert it, or move it out of the landing folder."
+            )
         try:
             with path.open(encoding="utf-8-sig", newline="") as stream:
                 reader = csv.DictReader(stream)
