@@ -317,6 +317,24 @@ def test_ids_are_found_in_lines_that_come_later(tmp_path):
     assert sorted(kept) == sorted([(ERASED_LINE,)] * 5 + [("cust/421,p",), ('{"user_id":"u1",',)])
 
 
+def test_requests_are_no_files_of_an_adapter(tmp_path):
+    (tmp_path / "adapter.sql").write_text(
+        "create view events as select 'u1' as user_id, 'p' as product_id, 'view' as event_type,"
+        " '2024-01-01' as event_ts; create view products as select 'p' as product_id, 'Lamp' as"
+        " title"
+    )
+    with duckdb.connect() as connection:
+        load(connection, tmp_path)
+        write_files(tmp_path, erasures__a_csv="user_id\nu1\n")
+
+        again = load(connection, tmp_path)
+
+        assert {file.outcome for file in again.files} == {"unchanged"}
+        assert connection.execute("select source_file from raw.adapter_files").fetchall() == [
+            ("adapter.sql",)
+        ]
+
+
 def test_a_home_without_a_shop_is_named_and_no_redis_started(tmp_path):
     line = line_in(tmp_path, redis_url="embedded")
     write_files(line.settings.data, erasures__a_csv="user_id\nu1\n")

@@ -49,6 +49,7 @@ from orchestration.landing.contract import (
     require_columns,
     require_format,
 )
+from orchestration.landing.erasure import FOLDER as ERASURES
 
 ADAPTER = "adapter.sql"
 
@@ -1389,13 +1390,15 @@ def _register_adapter_files(
 def _fingerprint_adapter(folder: Path) -> list[tuple[str, str, int]]:
     """Return name, SHA-256 and number of bytes of the adapter and of each file it can read.
 
-    What is written about the data (*.md) may change without a reload.
+    What is written about the data (*.md) may change without a reload, and who asks to be erased is
+    not part of them.
     """
     found = []
     for path in sorted(folder.rglob("*"), key=Path.as_posix):
         parts = path.relative_to(folder).parts
         is_hidden = any(part.startswith((".", "_")) for part in parts)
-        if path.is_dir() or is_hidden or path.suffix.lower() == ".md":
+        is_other = parts[0] == ERASURES or path.suffix.lower() == ".md"
+        if path.is_dir() or is_hidden or is_other:
             continue
         name = "/".join(parts)
         found.append((name, *_fingerprint(path, name)))
