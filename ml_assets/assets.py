@@ -632,7 +632,12 @@ _BACKTEST: dict[str, tuple[str, pl.Schema, str]] = {
         for name, (schema, _, says) in _BACKTEST.items()
     },
     can_subset=True,
-    deps=[["intermediate", "int_as_of"], ["ml", "rule_ledger"]],
+    deps=[
+        ["intermediate", "int_as_of"],
+        ["intermediate", "int_daily_signals"],
+        ["intermediate", "int_backtest_undone_days"],
+        ["ml", "rule_ledger"],
+    ],
     ins={
         "signals": _table("marts", "backtest_signals", frame=DATED_SIGNALS),
         "holdout": _table("marts", "holdout", frame=HOLDOUT),

@@ -38,6 +38,17 @@ from ml_assets.signal_matrix import SignalMatrix
 # Of a margin rule: how many deviations of taste a deviation of margin is worth.
 KNOB = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
 
+# Net of what was returned by the fold's day, as DATED_SIGNALS are.
+_LAST_BOUGHT = """
+    select user_id, product_id, max(event_on) as last_bought_on
+    from intermediate.int_daily_signals
+    anti join (
+        from intermediate.int_backtest_undone_days where period = 'backtest' and n_left <= 0
+    ) as undone using (user_id, product_id, event_type, event_on)
+    where event_type = 'purchase' and event_on <= $day
+    group by user_id, product_id
+"""
+
 # Rules as arrays, for the users of a matrix; None without any rule.
 Compile = Callable[[Sequence[Rule], SignalMatrix], RuleSet | None]
 
@@ -94,13 +105,18 @@ def price_warehouse(
     relations = cache(partial(make_relations, connection, as_of))
     last_on = signals.select("user_id", "product_id", last_on=pl.col("last_at").dt.date())
 
+    @cache
+    def last_done() -> pl.DataFrame:
+        bought = connection.sql(_LAST_BOUGHT, params={"day": holdout_from}).pl()
+        return last_on.join(bought, on=["user_id", "product_id"], how="left")
+
     def compiled(some: Sequence[Rule], matrix: SignalMatrix) -> RuleSet | None:
         return compile_rules(
             connection,
             some,
             matrix=matrix,
             relations=relations,
-            days_since=lambda: days_between(matrix, last_on, day=holdout_from),
+            days_since=lambda: days_between(matrix, last_done(), day=holdout_from),
             terms=lambda: past.terms,
             top_n=settings["top_n"],
             seed=settings["seed"],

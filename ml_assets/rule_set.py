@@ -232,8 +232,7 @@ def combine(
         evaluated: Of each rule.
         catalogue: Its products.
         matrix: Its users, and what they did.
-        days_since: Gives `(n_entries,)`, days since the user's last event with the product, of
-            purchases the last purchase; only called for a repeat rule.
+        days_since: Gives what `days_between` gives; only called for a repeat rule.
         top_n: Rows a user.
         seed: Of exploring.
 
@@ -435,13 +434,14 @@ def _hidden(
         return bought, sp.csr_matrix(bought.shape, dtype=np.int16)
     pattern, kinds = matrix.weights, matrix.kinds
     group = np.repeat(group_of_user, np.diff(pattern.indptr))
-    days = days_since()
+    since_last, since_bought = days_since()
     hides = np.full(len(kinds), NOBODY, dtype=np.int16)
     frees = np.full(len(kinds), NOBODY, dtype=np.int16)
     for number, matches in repeats:
         rule = rules[number]
         event = EVENTS[rule.by_column or "purchase"]
         speaks = matches[group, pattern.indices] & (kinds >= event)
+        days = since_bought if event == BOUGHT else since_last
         window = np.inf if rule.value is None else rule.value
         hides[speaks & (days < window)] = number
         if event == BOUGHT:
@@ -483,12 +483,16 @@ def _unit_rows(terms: sp.csr_matrix) -> sp.csr_matrix:
 
 
 def days_between(matrix: SignalMatrix, last_on: pl.DataFrame, *, day: date) -> np.ndarray:
-    """`(n_entries,)` float64 of the matrix: days from a pair's last event to a day.
+    """Days from the last event of any kind, and from the last purchase, to a day.
 
     Args:
         matrix: Users and products.
-        last_on: user_id, product_id and last_on of each entry, in any order; others are ignored.
+        last_on: user_id, product_id, last_on and last_bought_on (null: never) of each entry, in
+            any order; others are ignored.
         day: That day.
+
+    Returns:
+        `(2, n_entries)` float64 of the matrix, NaN where nothing was bought.
     """
     n_products = len(matrix.product_ids)
     row, column = (
@@ -500,16 +504,17 @@ def days_between(matrix: SignalMatrix, last_on: pl.DataFrame, *, day: date) -> n
         .join(column, on="product_id", suffix="_of_product")
         .select(
             key=pl.col("position") * n_products + pl.col("position_of_product"),
-            days=(pl.lit(day) - pl.col("last_on")).dt.total_days(),
+            since_last=(pl.lit(day) - pl.col("last_on")).dt.total_days(),
+            since_bought=(pl.lit(day) - pl.col("last_bought_on")).dt.total_days(),
         )
         .sort("key")
     )
-    keys, days = found["key"].to_numpy(), found["days"].to_numpy()
+    keys, days = found["key"].to_numpy(), found.select("since_last", "since_bought").to_numpy()
     wanted = entry_keys(matrix.weights)
     place = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
     if len(wanted) and not (len(keys) and (keys[place] == wanted).all()):
         raise ValueError("some signals have no day of their last event")
-    return days[place].astype(np.float64) if len(wanted) else np.empty(0)
+    return days[place].astype(np.float64).T if len(wanted) else np.empty((2, 0))
 
 
 def _digests(ruled: RuleSet, product_ids: pl.Series, seed: int) -> np.ndarray:

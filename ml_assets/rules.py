@@ -59,9 +59,9 @@ RULES_IN_FORCE = pl.Schema(
 ACTIONS = (
     "exclude", "require", "repeat", "margin", "boost", "pin", "explore", "quota", "diversify", "cap"
 )  # fmt: skip
-# When users last did something with a product; of what they bought, when they last bought it.
+# When users last did something with a product, and when they last bought it.
 LAST_DONE = """
-    select user_id, product_id, coalesce(last_bought_on, last_at::date) as last_on
+    select user_id, product_id, last_at::date as last_on, last_bought_on
     from marts.signals
     left join marts.bought using (user_id, product_id)
 """
@@ -235,7 +235,7 @@ def compile_rules(
         matrix: Users, products, and what one did with the other. Rules on users apply to nobody
             who is not in marts.users.
         relations: See `make_relations`; only called if there is a rule.
-        days_since: See `rule_set.combine`.
+        days_since: Gives what `rule_set.days_between` gives; only called for a repeat rule.
         terms: Gives what lists are diverse by, `(n_products, d)`; only called if a rule asks.
         top_n: Rows a user.
         seed: Of exploring.
@@ -336,7 +336,8 @@ def make_relations(connection: duckdb.DuckDBPyConnection, as_of: date) -> Column
         described = connection.execute(
             f"describe {select} from marts.{name}s", {"as_of": as_of}
         ).fetchall()
-        taken = {column.lower() for column, *_ in described}
+        # A column without a name is none that a condition could name.
+        taken = {"", *(column.lower() for column, *_ in described)}
         further = ""
         for (key,) in connection.execute(
             f"select distinct unnest(json_keys(attributes)) as key from marts.{name}s"
@@ -344,10 +345,9 @@ def make_relations(connection: duckdb.DuckDBPyConnection, as_of: date) -> Column
         ).fetchall():
             if key.lower() not in taken:
                 taken.add(key.lower())
-                column = key.replace('"', '""')
                 # https://www.rfc-editor.org/rfc/rfc6901
                 pointer = "/" + key.replace("~", "~0").replace("/", "~1").replace("'", "''")
-                further += f""", json_extract_string(attributes, '{pointer}') as "{column}\""""
+                further += f", json_extract_string(attributes, '{pointer}') as {_quoted(key)}"
         connection.execute(
             f"create or replace temp table rules_{name} as {select}{further} from marts.{name}s",
             {"as_of": as_of},
@@ -356,6 +356,11 @@ def make_relations(connection: duckdb.DuckDBPyConnection, as_of: date) -> Column
         name: [row[0] for row in connection.execute(f"describe temp.rules_{name}").fetchall()]
         for name in derived
     }
+
+
+def _quoted(name: str) -> str:
+    escaped = name.replace('"', '""')
+    return f'"{escaped}"'
 
 
 def _parse(connection: duckdb.DuckDBPyConnection, rule: Rule, columns: Columns) -> _Predicate:
@@ -468,7 +473,7 @@ def _require_column(rule: Rule, relation: str, name: str, columns: Columns) -> N
     if name in columns[relation]:
         return
     near = difflib.get_close_matches(name, columns[relation], n=1)
-    meant = f"; did you mean {near[0]}?" if near else ""
+    meant = f"; did you mean {near[0]}?" if near else "."
     raise RulesError(
         f"rule {rule.rule_id}: {relation} has no column {name}{meant} It has "
         f"{', '.join(sorted(columns[relation]))}"
@@ -493,7 +498,8 @@ def _evaluate(
 ) -> Evaluated:
     user_ids, product_ids = matrix.user_ids, matrix.product_ids
     n_users, n_products = len(user_ids), len(product_ids)
-    keys = ", ".join(f'"{column}"' for column in predicate.user_columns)
+    columns = [_quoted(column) for column in predicate.user_columns]
+    keys = ", ".join(columns)
     connection.execute(
         f"create or replace temp table rules_kind as with kinds as"
         f' (select distinct {keys or "1 as one"} from temp.rules_user as "user")'
@@ -506,10 +512,7 @@ def _evaluate(
             f" more than {MOST_CELLS:,}; compare fewer or coarser columns of the user"
         )
     is_same = (
-        " and ".join(
-            f'"user"."{column}" is not distinct from kinds."{column}"'
-            for column in predicate.user_columns
-        )
+        " and ".join(f'"user".{column} is not distinct from kinds.{column}' for column in columns)
         or "true"
     )
     users = connection.sql(
@@ -536,11 +539,15 @@ def _catalogue(
     product_ids: pl.Series,
     terms: Callable[[], sp.csr_matrix | None],
 ) -> Catalogue:
-    codes = [
-        f'dense_rank() over (partition by "{rule.by_column}" is null order by "{rule.by_column}")'
-        f' * ("{rule.by_column}" is not null)::integer - 1 as code_{number}'
+    counted = [
+        (number, _quoted(rule.by_column))
         for number, rule in enumerate(rules)
-        if rule.action == "cap"
+        if rule.action == "cap" and rule.by_column
+    ]
+    codes = [
+        f"dense_rank() over (partition by {column} is null order by {column})"
+        f" * ({column} is not null)::integer - 1 as code_{number}"
+        for number, column in counted
     ]
     found = connection.sql(
         "select product_id, is_available, margin::double as margin"

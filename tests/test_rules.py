@@ -16,7 +16,7 @@ from references import ruled_list
 
 from ml_assets.fallback import PopularityLists
 from ml_assets.frames import SIGNALS
-from ml_assets.rule_set import NOBODY, Rule, RulesError, RuleSet, hashes_of
+from ml_assets.rule_set import NOBODY, Rule, RulesError, RuleSet, days_between, hashes_of
 from ml_assets.ruled_lists import EXPLORED, PINNED, apply_rules, ledger_frame
 from ml_assets.rules import RULES, active_rules, compile_rules, make_relations, problems_to_come
 from ml_assets.scoring import NOTHING
@@ -81,7 +81,8 @@ def compiled(warehouse, *rows, top_n=4, as_of=DAY, matrix=None, days=(), terms=N
         active_rules(rules_of(*rows), as_of=as_of),
         matrix=matrix or matrix_of(),
         relations=lambda: make_relations(warehouse, as_of),
-        days_since=lambda: np.array(days, float),
+        # Either from the last event and the last purchase alike, or of each.
+        days_since=lambda: np.broadcast_to(np.array(days, float), (2, np.shape(days)[-1])),
         terms=lambda: sp.csr_matrix(np.zeros((8, 1)) if terms is None else terms),
         top_n=top_n,
         seed=1,
@@ -116,7 +117,8 @@ def test_further_columns_of_files_cannot_take_the_place_of_the_marts_own():
             '{"SEGMENT": "gold", "days_away": "7"}' as attributes;
         create table marts.products as
         select 'p1' as product_id, 1.0 as price, current_date as added_at, false as is_available,
-            '{"is_available": "1", "a/b~c": "x", "inch\\"": "y", "it''s": "z"}' as attributes
+            '{"": "?", "is_available": "1", "a/b~c": "x", "inch\\"": "y", "it''s": "z"}'
+                as attributes
         """
     )
 
@@ -129,6 +131,29 @@ def test_further_columns_of_files_cannot_take_the_place_of_the_marts_own():
         'select segment, is_available, "a/b~c", "inch""", "it\'s"'
         " from temp.rules_user, temp.rules_product"
     ).fetchall() == [("Germany", False, "x", "y", "z")]
+
+
+def test_a_column_may_have_any_name_in_a_condition_and_in_a_cap():
+    warehouse = duckdb.connect()
+    warehouse.execute(
+        """
+        create schema marts;
+        create table marts.users as
+        select 'ada' as user_id, current_date as last_at, '{"my\\"": "1"}' as attributes;
+        create table marts.products as
+        select 'p' || i as product_id, 1.0 as price, current_date as added_at,
+            true as is_available, null::double as margin, '{"inch\\"": "1"}' as attributes
+        from range(8) as numbers (i)
+        """
+    )
+    predicate = """product."inch\"\"" = user."my\"\"" and product_id = 'p1'"""
+
+    rules = compiled(
+        warehouse, ("a", "exclude", predicate), ("b", "cap", None, 2.0, 'inch"'), top_n=3
+    )
+
+    assert gone(rules) == [["p1"], [], []]
+    assert rules.cap_code.tolist() == [[0] * 8]
 
 
 def test_rules_speak_differently_when_another_one_hides_or_a_product_comes_back(warehouse):
@@ -166,7 +191,7 @@ def test_rules_speak_differently_when_another_one_hides_or_a_product_comes_back(
         (("a", "cap", None, 2.0), "cap wants a product column"),
         (("a", "cap", None, 2.0, "categry"), "no column categry; did you mean category?"),
         (("a", "exclude", "product.colour = 1"), "product has no column colour"),
-        (("a", "exclude", "nothing = 1"), "product has no column nothing"),
+        (("a", "exclude", "nothing = 1"), "product has no column nothing. It has added_at"),
         (("a", "exclude", "users.segment = 'x'"), "users.segment is no column"),
         (("a", "exclude", "product.price >"), "is not a condition"),
         (("a", "exclude", "1=1; drop table marts.users"), "is not a condition"),
@@ -444,6 +469,23 @@ def test_what_was_bought_comes_back_when_its_window_is_over(warehouse):
     ]
 
 
+def test_days_are_counted_from_the_last_event_and_from_the_last_purchase():
+    matrix = matrix_of(("ada", "p0", 0, 1), ("bob", "p1", 0, 0))
+    last_done = pl.DataFrame(
+        {
+            "user_id": ["bob", "cid", "ada"],
+            "product_id": ["p1", "p1", "p0"],
+            "last_on": [DAY - timedelta(days=2), DAY, DAY - timedelta(days=1)],
+            "last_bought_on": [None, DAY, DAY - timedelta(days=102)],
+        }
+    )
+
+    since_last, since_bought = days_between(matrix, last_done, day=DAY)
+
+    assert since_last.tolist() == [1, 2]
+    assert since_bought[0] == 102 and np.isnan(since_bought[1])
+
+
 def test_what_was_only_looked_at_can_be_kept_back_for_a_while(warehouse):
     matrix = matrix_of(("ada", "p0", 0, 0), ("ada", "p1", 1, 0), ("ada", "p2", 0, 1))
 
@@ -453,6 +495,12 @@ def test_what_was_only_looked_at_can_be_kept_back_for_a_while(warehouse):
     assert hidden("rest", "repeat", None, 7.0, "view") == [0, 1, 2]
     assert hidden("rest", "repeat", None, 7.0, "view", days=(7, 7, 7)) == [2]
     assert hidden("rest", "repeat", None, None, "add_to_cart") == [1, 2]
+    # What was bought long ago rests as well when it was looked at of late.
+    since_last, since_bought = (3, 3, 3), (np.nan, np.nan, 90)
+    both = (since_last, since_bought)
+    assert hidden("rest", "repeat", None, 7.0, "view", days=both) == [0, 1, 2]
+    assert hidden("back", "repeat", None, 30.0, days=both) == []
+    assert hidden("back", "repeat", None, 91.0, days=both) == [2]
 
 
 def test_a_digest_changes_when_a_window_is_over(warehouse):
