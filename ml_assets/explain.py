@@ -25,8 +25,9 @@ import numpy as np
 from ml_assets.models import FactorModel, item_gram, weight_of_unseen
 from ml_assets.recommend import Hybrid
 
-# With the weights of the settings it gives the models' rows of ml.recommendations, bit for bit.
-# Others rank the same candidates again, which the weights of the settings chose.
+# With the weights of the settings it gives the models' rows of ml.recommendations as they are
+# before any rule, bit for bit. Others rank the same candidates again, which the weights of the
+# settings chose.
 _BLENDED = """
     create or replace macro ml.blended(w_cf, w_content, top_n := {top_n}) as table
     with scored as (
@@ -389,7 +390,19 @@ _WHY_NOT = """
                 select min(score) from ml.recommendations
                 where user_id = the_user and source in ('hybrid', 'content')
             ) as least_score,
-            (select max(rank) from ml.recommendations where user_id = the_user) as n_rows,
+            (
+                select count(*) from ml.recommendations
+                where user_id = the_user and source in ('hybrid', 'content')
+            ) as n_rows,
+            -- Of what was bought only what a repeat rule lets come back can be one.
+            exists (
+                select 1 from ml.candidates
+                where user_id = the_user and product_id = the_product
+            ) as is_candidate,
+            exists (
+                select 1 from ml.rules_in_force
+                where action = 'repeat' and coalesce(by_column, 'purchase') = 'purchase'
+            ) as has_repeats,
             exists (
                 select 1 from ml.rule_ledger
                 where user_id = the_user and product_id = the_product and new_rank is null
@@ -411,7 +424,13 @@ _WHY_NOT = """
         select 4, 'not available', 'out of stock, or not on offer on the day' from asked
         where not is_available
         union all
-        select 5, 'bought already', 'purchases: ' || n_purchases from asked where n_purchases > 0
+        select 5, 'bought already',
+            'purchases: ' || n_purchases || case
+                when has_repeats and not is_ruled_out
+                    then '; or a rule lets it come back, and other products are better'
+                else ''
+            end
+        from asked where rank is null and n_purchases > 0 and not is_candidate
         union all
         select 6, 'a rule keeps it off', string_agg(rule_id || ' (' || action || ')', ', ')
         from ml.rule_ledger
@@ -419,16 +438,20 @@ _WHY_NOT = """
         having count(*) > 0
         union all
         select 7, 'other products are better',
-            format('score {:.3f}, the last of the models'' {} rows has {:.3f}',
-                score, n_rows, least_score)
+            coalesce(
+                format('score {:.3f}, the last of the models'' {} rows has {:.3f}',
+                    score, n_rows, least_score),
+                format('score {:.3f}', score)
+            )
         from asked
-        where rank is null and is_available and coalesce(n_purchases, 0) = 0 and n_reasons > 0
-            and not is_ruled_out
+        where rank is null and is_available and (coalesce(n_purchases, 0) = 0 or is_candidate)
+            and n_reasons > 0 and not is_ruled_out
         union all
         select 8, 'nothing leads there',
             'no model follows from what the user did to this product'
         from asked
-        where rank is null and is_user and is_available and coalesce(n_purchases, 0) = 0
+        where rank is null and is_user and is_available
+            and (coalesce(n_purchases, 0) = 0 or is_candidate)
             and n_reasons = 0 and not is_ruled_out
     )
     select reason, detail from answers order by position
