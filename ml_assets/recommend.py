@@ -141,6 +141,10 @@ def propose(
         )
         best[~np.logical_or.reduce(blended.knows_user)] = NOTHING
         each = part_scores(blended, best)
+        for i, (model, weight) in enumerate(models):
+            if weight == 0:
+                # The blend has nothing of it, the lists have its opinion all the same.
+                each[i] = part_scores(blend([(model, 1.0)]), best)[0]
         scale = (blended.inverse_deviation, blended.mean)
     parts = iter(each)
     cf = next(parts) if hybrid.cf is not None else nan

@@ -1,5 +1,7 @@
 """Lists: full, free of what was bought, labelled and explained."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -20,14 +22,16 @@ from polars.testing import assert_frame_equal
 from ml_assets.content import product_vectors, text_neighbours, tfidf
 from ml_assets.frames import CANDIDATES, RECOMMENDATIONS, SIMILAR_PRODUCTS
 from ml_assets.item_item import NOTHING
-from ml_assets.models import content_by_history, fit_model, user_profiles
+from ml_assets.models import FactorModel, content_by_history, fit_model, user_profiles
 from ml_assets.recommend import (
     Hybrid,
+    Lists,
     candidate_frame,
     propose,
     recommend,
     similar_products,
 )
+from ml_assets.rule_set import Rule, RuleSet
 from ml_assets.signal_matrix import build_signal_matrix
 
 FAMILIES = pytest.mark.parametrize("family", ["als", "item_item"])
@@ -115,6 +119,97 @@ def test_published_scores_are_the_weighted_sum_of_the_published_parts(family):
     for frame in (candidates, rows.filter(pl.col("source") == "hybrid")):
         blended = 0.7 * pl.col("cf_score") + 0.3 * pl.col("content_score")
         assert frame.select((pl.col("score") == blended).all()).item()
+
+
+@FAMILIES
+@pytest.mark.parametrize("w_cf", [0.0, 1.0])
+def test_a_model_without_weight_says_what_it_thinks_all_the_same(family, w_cf):
+    signals, users, products, _ = shop()
+    matrix = build_signal_matrix(
+        signals, user_ids=users["user_id"], product_ids=products["product_id"]
+    )
+
+    def parts(w_cf):
+        hybrid = replace(models_for(matrix, products, family=family), w_cf=w_cf, w_content=1 - w_cf)
+        lists = propose(
+            hybrid,
+            k=12,
+            exclude=matrix.bought,
+            eligible=np.ones(12, bool),
+            block_bytes=1 << 16,
+            progress=quiet,
+        )
+        # The same candidates, in another order.
+        frame = candidate_frame(lists, matrix).sort("user_id", "product_id")
+        return frame.select("user_id", "product_id", "cf_score", "content_score")
+
+    assert_frame_equal(parts(w_cf), parts(0.7), abs_tol=1e-5)
+
+
+def test_what_only_a_model_knows_that_does_not_know_the_user_is_not_proposed():
+    rng = np.random.default_rng(0)
+
+    def model(knows_user, knows_item):
+        users, items = (rng.normal(size=(n, 4)).astype(np.float32) for n in (1, 10))
+        items[~knows_item] = 0
+        return FactorModel(users * knows_user, items, np.array([knows_user]), knows_item)
+
+    known = np.arange(10) < 6
+    lists = propose(
+        Hybrid(model(True, known), model(False, ~known), w_cf=0.7, w_content=0.3),
+        k=10,
+        exclude=sp.csr_matrix((1, 10), dtype=np.float32),
+        eligible=np.ones(10, bool),
+        block_bytes=1 << 16,
+        progress=quiet,
+    )
+
+    assert set(lists.items[0, :6]) == set(range(6))
+    assert (np.diff(lists.score[0, :6]) < 0).all()
+    assert (lists.items[0, 6:] == NOTHING).all()
+
+
+@pytest.mark.parametrize(
+    ("pins", "expected"),
+    [
+        ([1], [3.0, 2.0, 2.0, 1.0]),
+        ([3], [3.0, 2.0, 1.0, 1.0]),
+        ([2, 3], [3.0, 2.0, 2.0, 2.0]),
+        ([0, 1], [3.0, 3.0, 3.0, 2.0]),
+    ],
+)
+def test_a_pinned_row_has_the_score_of_its_neighbour(pins, expected):
+    names = [f"p{i}" for i in range(7)]
+    matrix = build_signal_matrix(
+        signals_of([("u", "p6")]), user_ids=pl.Series(["u"]), product_ids=pl.Series(names)
+    )
+    nan = np.full((1, 4), np.nan)
+    proposed = Lists(
+        items=np.arange(4, dtype=np.int32)[None],
+        score=np.array([[3.0, 2.0, 1.0, 0.5]]),
+        cf=nan,
+        content=nan,
+        inverse_deviation=np.empty((0, 1)),
+        mean=np.empty((0, 1)),
+    )
+    nothing = sp.csr_matrix((1, len(names)), dtype=np.int16)
+    rules = RuleSet.of_one_group([Rule("ours", "pin", None, None, None)], hidden=nothing, top_n=4)
+    rules.pins[0, pins] = [4, 5][: len(pins)]
+    rules.pinned_by[0, pins] = 0
+
+    rows, _ = recommend(
+        proposed,
+        matrix=matrix,
+        hybrid=Hybrid(None, None, 0.7, 0.3),
+        users=users_of({"u": None}),
+        products=products_of(dict.fromkeys(names)),
+        popularity=popularity_of(),
+        top_n=4,
+        rules=rules,
+    )
+
+    assert np.flatnonzero(rows["source"] == "pinned").tolist() == pins
+    assert rows["score"].to_list() == expected
 
 
 @FAMILIES
