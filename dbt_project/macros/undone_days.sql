@@ -201,6 +201,8 @@ select
     n_left::integer as n_left,
     reason
 from undone
+-- Both, where a type undoes ratings: what was rated again counts no more, however much of it was left.
+anti join replaced using (period, user_id, product_id, event_type, event_on)
 -- Part of a unit went, but no whole event.
 where n_left < n_events
 
