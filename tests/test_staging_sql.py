@@ -6,7 +6,7 @@ rules one by one stand in the models' unit tests.
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -302,7 +302,7 @@ def duplicates_by_loop(
         return event["event_ts"], ordered, event["source_file"], number
 
     by_time = sorted(enumerate(events, start=1), key=place)
-    seen, last_at, found = set(), {}, []
+    seen, last, found = set(), {}, []
     for position, event in by_time:
         columns = ("product_id", "event_type", "order_id", "session_id", "rating")
         key = (*(event[column] for column in columns), event["quantity"] or "1")
@@ -312,10 +312,14 @@ def duplicates_by_loop(
         if identity in seen:
             found.append((event["source_file"], position, "exact duplicate"))
             continue
-        if key in last_at and at - last_at[key] <= within:
-            found.append((event["source_file"], position, "near duplicate"))
+        if key in last:
+            last_at, last_id = last[key]
+            are_days = at == last_at and at.time() == time()
+            are_two = last_id and event["event_id"] and last_id != event["event_id"]
+            if at - last_at <= within and not (are_days and are_two):
+                found.append((event["source_file"], position, "near duplicate"))
         seen.add(identity)
-        last_at[key] = at
+        last[key] = at, event["event_id"]
     return found
 
 

@@ -143,7 +143,13 @@ near as (
         event_on,
         is_judged,
         event_at <= lag(event_at) over same_key
-        + to_seconds({{ var('near_duplicate_seconds') }}) as is_repetition,
+        + to_seconds({{ var('near_duplicate_seconds') }})
+        -- A shop that tells days alone tells them as midnight; its ids say that these are several.
+        and not (
+            event_at = event_on
+            and event_at = lag(event_at) over same_key
+            and coalesce(event_id <> lag(event_id) over same_key, false)
+        ) as is_repetition,
         lag(event_on) over same_key as first_told_on
     from exact
     where not is_copy
