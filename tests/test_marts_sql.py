@@ -4,6 +4,7 @@ The models are compiled once by dbt and then run on an in-memory DuckDB, thousan
 random shops. What a single case, window or dedupe does is told by the unit tests beside the models.
 """
 
+import json
 import math
 import random
 from collections import defaultdict
@@ -746,6 +747,7 @@ def test_a_dirty_shop_is_accounted_for_to_the_last_row_and_keeps_its_past(tmp_pa
     # Copies of past events that arrive later must not push out the events they are copies of.
     futures[1] += [{**event, "source_file": "events/late.csv"} for event in past[::5]]
     malformed = [{"line": "a,b"}]
+    segment_by = "customer's tier"
 
     seen = []
     for number, future in enumerate(futures):
@@ -754,7 +756,7 @@ def test_a_dirty_shop_is_accounted_for_to_the_last_row_and_keeps_its_past(tmp_pa
             warehouse,
             events=[*past, *future],
             products=[{"product_id": p, "title": f"Product {p}"} for p in "pqrst"],
-            users=[{"user_id": "u1", "country": "France"}],
+            users=[{"user_id": "u1", "attributes": json.dumps({segment_by: "gold"})}],
             malformed=malformed,
         )
         run_dbt(
@@ -762,7 +764,7 @@ def test_a_dirty_shop_is_accounted_for_to_the_last_row_and_keeps_its_past(tmp_pa
             warehouse,
             select=["+marts"],
             exclude=["test_type:unit", "test_type:generic"],
-            variables=VARIABLES,
+            variables={**VARIABLES, "segment_by": segment_by},
         )
         steps = dict(
             query(warehouse, "select step, sum(n_rows)::int from marts.row_accounting group by all")

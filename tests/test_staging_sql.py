@@ -459,6 +459,8 @@ def test_a_shop_without_accepted_events_is_told_where_to_look(tmp_path: Path):
         ({"trending_days": "a week"}, "trending_days is a week: expected a whole number of 1"),
         ({"anchors_per_user": 32}, "anchors_per_user is 32: expected a whole number of 1 to 31"),
         ({"sale_share": 10}, "sale_share is 10: expected a share below 1, such as 0.1"),
+        ({"event_weights": None}, "event_weights is None: expected a weight for each of"),
+        ({"event_weights": ["view"]}, "event_weights is ['view']: expected a weight for each of"),
         ({"segments": "gender"}, "segments is gender: expected a list of columns"),
     ],
 )
@@ -472,6 +474,14 @@ def test_a_setting_that_cannot_be_used_is_named(
         run_dbt("run", warehouse, select=["int_as_of"], variables=variables)
 
     assert message in str(error.value)
+
+
+def test_a_weight_on_trial_for_a_type_without_one_is_named(tmp_path: Path):
+    select, warehouse = ["event_weights"], tmp_path / "warehouse.duckdb"
+    run_dbt("build", warehouse, select=select, variables={"event_weights": {"view": 5}})
+
+    with pytest.raises(DbtFailedError, match=r'event_weights names "veiw": expected an event_type'):
+        run_dbt("build", warehouse, select=select, variables={"event_weights": {"veiw": 5}})
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,14 @@
             ) %}
         {% endif %}
     {% endfor %}
+    {# Whether the file knows the names is asked where it is read: see event_weights_are_usable. #}
+    {% if var('event_weights') is not mapping %}
+        {% do exceptions.raise_compiler_error(
+            'The variable event_weights is ' ~ var('event_weights') ~ ': expected a weight for each'
+            ~ ' of some event types, such as {view: 5}. Correct it in dbt_project/dbt_project.yml or'
+            ~ ' in --vars.'
+        ) %}
+    {% endif %}
     {% for event_type, weight in var('event_weights').items() %}
         {% if weight is not number or weight is boolean or weight <= 0 %}
             {% do exceptions.raise_compiler_error(

@@ -24,7 +24,8 @@ weights as (
 
     select
         event_type,
-        {%- if var('event_weights') %}
+        {#- Anything else is named by check_vars. #}
+        {%- if var('event_weights') is mapping and var('event_weights') %}
         -- Who is a bot and what is undone is asked of the file's weights: what has none there gains
         -- none.
         case

@@ -415,5 +415,7 @@ least(1, {{ strength }} / (select strength from purchase))::decimal(18, 9)
 {%- set columns = var('segments') -%}
 {#- Anything else is named by check_vars. -#}
 {%- set columns = columns if columns is iterable and columns is not string else [] -%}
-{{- return(columns | reject('equalto', var('segment_by')) | list) -}}
+{{- return(
+    columns | reject('equalto', var('segment_by')) | unique(case_sensitive=true) | list
+) -}}
 {%- endmacro %}

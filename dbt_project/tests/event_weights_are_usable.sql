@@ -34,3 +34,16 @@ judged as (
 select error('dbt_project/seeds/event_weights.csv: ' || problem || ' Correct it there.') as problem
 from judged
 where problem is not null
+{%- if var('event_weights') is mapping %}
+{%- for event_type in var('event_weights') %}
+
+union all
+
+select error(
+    'The variable event_weights names "' || on_trial.event_type || '": expected an event_type with a '
+    || 'weight above 0 in dbt_project/seeds/event_weights.csv.'
+) as problem
+from (select '{{ event_type | string | replace("'", "''") }}' as event_type) as on_trial
+where on_trial.event_type not in (select event_type from event_weights where weight > 0)
+{%- endfor %}
+{%- endif %}

@@ -18,6 +18,6 @@ counts as (
 
 )
 
-select '{{ var('segment_by') }}' as segment_by, n_users
+select '{{ var('segment_by') | string | replace("'", "''") }}' as segment_by, n_users
 from counts
 where n_users > 0 and n_with_segment = 0{% if not var('segment_by') %} and false{% endif %}
