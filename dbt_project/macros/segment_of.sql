@@ -5,7 +5,7 @@ users file are kept; the column that var segment_by names if none is given. NULL
 {% macro segment_of(users, column=none) -%}
 {%- set column = column or var('segment_by') -%}
 {%- if column in ['country', 'age_band', 'gender'] -%}
-nullif(trim({{ users }}.{{ column }}), '')
+{{ users }}.{{ column }}
 {%- elif column -%}
 {%- set path = '$."' ~ column | replace("'", "''") ~ '"' -%}
 nullif(trim(json_extract_string({{ users }}.attributes, '{{ path }}')), '')

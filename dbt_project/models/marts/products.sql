@@ -68,15 +68,6 @@ select
         (in_stock is not false or (select is_past from past))
         and {{ is_available_on('known', '(select as_of from as_of)') }}
     ) as is_available,
-    nullif(
-        concat_ws(
-            ' ',
-            nullif(trim(title), ''),
-            nullif(trim(category), ''),
-            nullif(trim(brand), ''),
-            nullif(trim(description), '')
-        ),
-        ''
-    ) as text,
+    nullif(concat_ws(' ', title, category, brand, description), '') as text,
     attributes
 from known
