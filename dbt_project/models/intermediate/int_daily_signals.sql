@@ -1,7 +1,7 @@
 -- Grain: one row per (user, product, day, event type); product_id is NULL for types that say nothing
 -- about taste (see event_types_of_days).
--- The only reader of events, but for prices (marts.on_sale): everything after it reads this, a fraction
--- of their size.
+-- Everything after it reads this, a fraction of the size of the events; only marts.on_sale reads those
+-- too, for their prices.
 -- Incremental by day (see int_changed_days).
 -- depends_on: {{ ref('int_event_days') }}, {{ ref('int_changed_days') }}, {{ ref('int_built_users') }}
 with
