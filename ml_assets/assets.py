@@ -101,9 +101,6 @@ class RecommenderSettings(dg.ConfigurableResource):
         ease_regularization: Of ease: the larger, the less rare coincidences count.
         ensemble: Of ensemble: the weight of each member, any of the models but als; the job
             tune_settings learns them.
-        bpr_learning_rate: Of bpr.
-        bpr_regularization: Of bpr.
-        bpr_iterations: Of bpr: passes over the signals.
         memory_megabytes: Most memory of one model while it is learned, beside the signals; one
             that needs more is left out with a reason.
         content_neighbours: Products whose texts are most like one's, kept for each product.
@@ -151,9 +148,6 @@ class RecommenderSettings(dg.ConfigurableResource):
     walk_popularity_power: float = 0.3
     ease_regularization: float = 250.0
     ensemble: dict[str, float] = Field(default={"item_item": 0.5, "gf_cf": 0.5})
-    bpr_learning_rate: float = 0.05
-    bpr_regularization: float = 0.01
-    bpr_iterations: int = 100
     memory_megabytes: int = 4096
     content_neighbours: int = 50
     content_dimensions: int = 256

@@ -1,4 +1,4 @@
-"""How sure a figure is: bootstrap over users, differences of models, spread over seeds.
+"""How sure a figure is: bootstrap over users, differences of models.
 
 Users are drawn with replacement again and again, and a figure's interval is where it falls in
 the middle 95 % of the draws (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993,
@@ -12,7 +12,6 @@ Data", JRSS B 2007). What differs from one month to the next is not in such an i
 the folds one by one as well.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -211,27 +210,4 @@ def pool(folds: list[tuple[pl.Series, PerUser]]) -> tuple[np.ndarray, PerUser]:
     return (
         same_users([user_ids for user_ids, _ in folds]),
         PerUser(names.pop(), np.vstack([figures.values for _, figures in folds])),
-    )
-
-
-def spread_over_seeds(by_seed: Mapping[int, pl.DataFrame]) -> pl.DataFrame:
-    """How much of a figure is luck of the seed.
-
-    Args:
-        by_seed: METRICS of the same models and folds, one per seed.
-
-    Returns:
-        A row per fold, model, target, segment and metric: `mean`, `deviation` (of the sample, null
-        for one seed), `lowest`, `highest`, `n_seeds`.
-    """
-    return (
-        pl.concat(by_seed.values())
-        .group_by("fold", "model", "target", "segment", "metric", maintain_order=True)
-        .agg(
-            mean=pl.col("value").mean(),
-            deviation=pl.col("value").std(),
-            lowest=pl.col("value").min(),
-            highest=pl.col("value").max(),
-            n_seeds=pl.len().cast(pl.Int32),
-        )
     )

@@ -11,7 +11,6 @@ from ml_assets.intervals import (
     pool,
     resample,
     same_users,
-    spread_over_seeds,
 )
 
 
@@ -176,17 +175,3 @@ def test_nobody_cannot_be_drawn():
 def test_rows_that_are_not_those_of_the_draws_are_refused():
     with pytest.raises(ValueError, match="2 rows of figures, draws of 3"):
         resample([figures([1, 2])], draw_users(np.arange(3), seed=0))
-
-
-def test_the_spread_over_seeds_is_per_figure():
-    keys = {"fold": "f", "model": "als", "target": "any_next", "segment": "known"}
-
-    def metrics(recall, ndcg):
-        return pl.DataFrame({**keys, "metric": ["recall@20", "ndcg@20"], "value": [recall, ndcg]})
-
-    found = spread_over_seeds({1: metrics(0.2, 0.1), 2: metrics(0.4, 0.1), 3: metrics(0.3, 0.1)})
-
-    assert found.drop(*keys).rows() == [
-        ("recall@20", pytest.approx(0.3), pytest.approx(0.1), 0.2, 0.4, 3),
-        ("ndcg@20", pytest.approx(0.1), pytest.approx(0.0), 0.1, 0.1, 3),
-    ]
