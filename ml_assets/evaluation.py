@@ -19,6 +19,7 @@ import scipy.sparse as sp
 from numba import njit
 
 from ml_assets.scoring import NOTHING
+from ml_assets.signal_matrix import scale_to_one
 from ml_assets.threads import over_blocks, run_over_blocks
 
 # How much of a list is looked at: what fits on a phone, a page, a list as published, and what a
@@ -294,8 +295,7 @@ def diversity(
     Memory: 8 bytes x d a thread, and a copy of the vectors in double precision.
     """
     ks = _checked(cutoffs, best)
-    norms = np.sqrt(np.asarray(vectors.multiply(vectors).sum(axis=1), dtype=np.float64)).ravel()
-    scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
+    scale = scale_to_one(vectors)
     unit = vectors.data * np.repeat(scale, np.diff(vectors.indptr))
     values = np.empty((len(best), len(ks)))
 

@@ -22,7 +22,11 @@ from ml_assets.scoring import NOTHING
 from ml_assets.segments import light_users, product_segments
 from ml_assets.signal_matrix import SignalMatrix, places_of_entries
 
-TARGETS = ("new_products", "any_next")
+# What users are asked about, and what people call it.
+TARGETS = {
+    "new_products": "products new to the customer",
+    "any_next": "anything next, repeats too",
+}
 # What people are shown of so many figures: a published list, and all users with a past.
 SHOWN = ("recall@20", "ndcg@20", "map@20", "mrr@20", "hit_rate@20")
 SHOWN_OF_LISTS = ("coverage@20", "gini@20", "novelty@20", "diversity@20", "fallback_share@20")

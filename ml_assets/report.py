@@ -15,12 +15,9 @@ from typing import Any
 import polars as pl
 
 from ml_assets.findings import Findings
+from ml_assets.judging import TARGETS
 from ml_assets.promotion import BASELINES, DEFAULT, LIVE, judge_promotion
 
-TARGETS = {
-    "new_products": "products new to the customer",
-    "any_next": "anything next, repeats too",
-}
 _NAMES = {
     "random": "chance",
     "popular": "popular, all time",

@@ -20,6 +20,7 @@ from ml_assets.signal_matrix import (
     SignalMatrix,
     entry_keys,
     only_entries,
+    scale_to_one,
 )
 
 # What rules can take: a byte or a few for each product and group of users that rules tell apart.
@@ -469,9 +470,16 @@ def hashes_of(ids: pl.Series, *, salt: str = "") -> np.ndarray:
     )
 
 
+def mixed(number: np.ndarray) -> np.ndarray:
+    """Uint64 in which every bit moved every other; a number or many."""
+    # The finaliser of splitmix64 (Steele, Lea & Flood, OOPSLA 2014).
+    number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return number ^ (number >> np.uint64(31))
+
+
 def _unit_rows(terms: sp.csr_matrix) -> sp.csr_matrix:
-    norms = np.sqrt(np.asarray(terms.multiply(terms).sum(axis=1), dtype=np.float64)).ravel()
-    scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
+    scale = scale_to_one(terms)
     return sp.csr_matrix(
         (
             terms.data.astype(np.float64) * np.repeat(scale, np.diff(terms.indptr)),

@@ -26,7 +26,7 @@ from numba import njit
 
 from ml_assets.fallback import PopularityLists, fill_lists
 from ml_assets.frames import RULE_LEDGER
-from ml_assets.rule_set import NOBODY, RuleSet
+from ml_assets.rule_set import NOBODY, RuleSet, mixed
 from ml_assets.scoring import NOTHING
 from ml_assets.signal_matrix import SignalMatrix, entry_keys
 from ml_assets.threads import over_blocks
@@ -247,12 +247,7 @@ def _list(
             counts[cap, cap_code[cap, item]] += 1
 
 
-@njit(cache=True, nogil=True)
-def _mixed(number: np.uint64) -> np.uint64:
-    # The finaliser of splitmix64 (Steele, Lea & Flood, OOPSLA 2014).
-    number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return number ^ (number >> np.uint64(31))
+_mixed = njit(cache=True, nogil=True)(mixed)
 
 
 @njit(cache=True, nogil=True)

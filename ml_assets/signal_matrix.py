@@ -151,6 +151,12 @@ def places_of_entries(matrix: sp.csr_matrix) -> sp.csr_matrix:
     return sp.csr_matrix((np.arange(matrix.nnz), matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
+def scale_to_one(rows: sp.csr_matrix) -> np.ndarray:
+    """`(n_rows,)` float64, 1 / length of each row; 0 for one of zeros."""
+    norms = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1), dtype=np.float64)).ravel()
+    return np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
+
+
 def entry_keys(matrix: sp.csr_matrix) -> np.ndarray:
     """`(n_entries,)` int64, where each entry is: row x n_columns + column."""
     row = np.repeat(np.arange(matrix.shape[0], dtype=np.int64), np.diff(matrix.indptr))

@@ -16,7 +16,7 @@ import polars as pl
 from ml_assets.fallback import CHAIN
 from ml_assets.item_item import ItemItemModel
 from ml_assets.recommend import Hybrid
-from ml_assets.rule_set import hashes_of
+from ml_assets.rule_set import hashes_of, mixed
 from ml_assets.signal_matrix import SignalMatrix
 
 
@@ -102,21 +102,15 @@ def inputs_hashes(matrix: SignalMatrix) -> np.ndarray:
     """`(n_users,)` int64: changes with any signal of the user, whatever else is in the matrix."""
     of_product = hashes_of(matrix.product_ids)
     history = matrix.history
-    entry = _mixed(of_product[history.indices])
-    entry = _mixed(entry ^ history.data.astype(np.float32).view(np.uint32).astype(np.uint64))
-    entry = _mixed(entry ^ matrix.kinds.astype(np.uint64))
+    # The step of splitmix64, so that 0 is not mixed to 0.
+    step = np.uint64(0x9E3779B97F4A7C15)
+    entry = mixed(of_product[history.indices] + step)
+    weight = history.data.astype(np.float32).view(np.uint32).astype(np.uint64)
+    entry = mixed((entry ^ weight) + step)
+    entry = mixed((entry ^ matrix.kinds.astype(np.uint64)) + step)
     # A sum, so that the order of products does not matter; it wraps around.
     sums = np.concatenate([[np.uint64(0)], np.cumsum(entry, dtype=np.uint64)])
     return (sums[history.indptr[1:]] - sums[history.indptr[:-1]]).view(np.int64)
-
-
-def _mixed(numbers: np.ndarray) -> np.ndarray:
-    # The finaliser of splitmix64 (Steele, Lea & Flood, OOPSLA 2014): every bit moves every other.
-    with np.errstate(over="ignore"):
-        numbers = numbers + np.uint64(0x9E3779B97F4A7C15)
-        numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return numbers ^ (numbers >> np.uint64(31))
 
 
 def everybody(n_users: int, cause: str) -> Touched:
