@@ -60,7 +60,7 @@ def ask(
 ) -> Opinions:
     """Let every model propose its k best products, and score what all of them proposed.
 
-    Memory: `8 x n_users x k x n_models^2` bytes at most, so users are asked in parts.
+    Memory: `8 x n_users x k x n_models^2` bytes at most; whoever has many users asks in parts.
 
     Args:
         models: By name; over the same users and items, of any family.

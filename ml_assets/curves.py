@@ -1,7 +1,8 @@
 """What the weights of the blend and the length of the history are worth, and lists to read.
 
-All on the fold of METRICS, with its users, its answers and its draws: the curves run through the
-figures of the blend as they stand there.
+All on the fold of METRICS and its answers. Where no more users were asked there than here, see
+`assets.USERS_OF_A_CURVE`, the curves run through the figures of the blend as they stand there;
+otherwise they are of a sample of those users.
 """
 
 import hashlib

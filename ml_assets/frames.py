@@ -141,7 +141,7 @@ _OF_USERS = {
 }
 
 # One row per (w_cf, target, metric): accuracy of the blend for other weights, over the users with a
-# past of the fold of METRICS.
+# past of the fold of METRICS, or a sample of them.
 BLEND_CURVE = pl.Schema({"w_cf": pl.Float64, "w_content": pl.Float64, **_OF_USERS})
 
 # One row per (n_days, target, metric): accuracy of the blend for the same users, had the shop's

@@ -843,6 +843,9 @@ def _best(
 def z_of_pairs(model: ItemItemModel, items: np.ndarray) -> np.ndarray:
     """The z-score of given pairs, over all products the model knows, as in `best_by_history`.
 
+    Last bits can differ from those of a blend, which sums over the products that either model
+    arrives at.
+
     Args:
         model: The model.
         items: `(n_users, m)` int32, `NOTHING` for none.

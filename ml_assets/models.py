@@ -248,6 +248,7 @@ def fit_item_item(
 
     Raises:
         TooLittleDataError: below two users or two products to learn from.
+        TooMuchMemoryError: if `memory_megabytes` does not suffice.
     """
     learned = at_most(signals, settings["history_cap"])
     taste = taste_of("The item-item model", learned)

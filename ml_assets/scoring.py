@@ -9,7 +9,9 @@ the bound is the sum of its models' bounds, which is never above that of the lon
 the model that reaches furthest is multiplied out: the others are asked about the few pairs that
 its score and their norms leave in reach.
 Candidates are kept with a margin for single precision and ranked in double precision, so that
-lists do not depend on the BLAS library, its kernels, the threads or the blocks.
+what is found does not depend on the threads or the blocks, nor on the BLAS library and its kernels
+but for one thing: the covariance that a user's deviation follows from is a matrix product, and with
+another kernel the last bits of a blend's scores are others.
 """
 
 from collections.abc import Callable, Iterator, Sequence
