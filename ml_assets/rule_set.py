@@ -402,8 +402,8 @@ def _problems_of_explores(
         return
     places = np.sum([each.any(axis=1) * _value(rules[number]) for number, each in explores], axis=0)
     if (places >= top_n).any():
-        names = " and ".join(rules[number].rule_id for number, _ in explores)
-        yield f"rule {names} explores in {places.max():.0f} of {top_n} places"
+        names = " and ".join(f"rule {rules[number].rule_id}" for number, _ in explores)
+        yield f"{names}: explore takes {places.max():.0f} of {top_n} places"
 
 
 def _problems_of_quotas(

@@ -10,8 +10,9 @@ the model that reaches furthest is multiplied out: the others are asked about th
 its score and their norms leave in reach.
 Candidates are kept with a margin for single precision and ranked in double precision, so that
 what is found does not depend on the threads or the blocks, nor on the BLAS library and its kernels
-but for one thing: the covariance that a user's deviation follows from is a matrix product, and with
-another kernel the last bits of a blend's scores are others.
+but for one thing: the covariance that a user's deviation follows from is a matrix product. With
+another kernel its last bits are others, those of the published deviation with them, and once in a
+while those of a score, where rounding to single precision does not level them.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -214,7 +214,7 @@ def test_rules_speak_differently_when_another_one_hides_or_a_product_comes_back(
         (("a", "margin", None, 0.0), "margin wants a weight above 0"),
         (("a", "margin", "product_id = 'none'", float("inf")), "margin wants a weight"),
         (("a", "explore", None, 0.2), "explore wants how many places"),
-        (("a", "explore", None, 4.0), "explores in 4 of 4 places"),
+        (("a", "explore", None, 4.0), "explore takes 4 of 4 places"),
         (("a", "diversify", None, 1.5), "diversify wants a weight"),
         (("a", "diversify", "category = 'tea'", 0.5), "can only be about the user"),
         (("a", "exclude", "price = 0", 3.0), "exclude wants nothing as value"),
@@ -243,7 +243,7 @@ def test_a_rule_that_makes_no_sense_is_refused_by_name(warehouse, row, says):
         (
             ("a", "explore", None, 2.0),
             ("b", "explore", "user.segment = 'Germany'", 2.0),
-            "rule a and b explores in 4 of 4 places",
+            "rule a and rule b: explore takes 4 of 4 places",
         ),
         (
             ("a", "pin", "product_id = 'p1'", 1.0),
