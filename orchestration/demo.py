@@ -113,8 +113,15 @@ def report(settings: Settings, seconds: float) -> str:
         types = connection.execute(
             "select event_type, count(*) from staging.stg_events group by 1 order by 2 desc"
         ).fetchall()
-    assert version is not None
+        refused = connection.execute(
+            "select count(*), (select count(*) from staging.repaired_values)"
+            " from staging.rejected_rows"
+        ).fetchone()
+    assert version is not None and refused is not None
     name, n_users, n_rows = version
+    n_refused, n_left_out = refused
+    # Of another home everything has to be told.
+    home = "" if settings.home == REPOSITORY / "var" else f"RECMART_HOME={settings.home} "
     lines = [
         "",
         f"Done in {seconds:.0f} s: version {name}, {n_users:,} users, {n_rows:,} rows.",
@@ -125,13 +132,18 @@ def report(settings: Settings, seconds: float) -> str:
         lines.append(
             "                 This shop logs purchases and returns only: no views, no carts."
         )
+    if n_refused or n_left_out:
+        lines.append(
+            f"  Left out       {n_refused:,} rows, {n_left_out:,} values: staging.rejected_rows and"
+            " repaired_values in warehouse.duckdb say why"
+        )
     lines += [
         f"  Snapshot       {snapshot}  (tables serving.*, open it read-only)",
         f"  Parquet        {settings.published / 'versions' / name}",
-        f"  Redis          {redis_line(settings)}",
+        f"  Redis          {redis_line(settings, home)}",
         f"  Report         {settings.home / 'reports' / 'latest.html'}",
         f"  Data Docs      {settings.home / 'gx' / 'uncommitted' / 'data_docs' / 'local_site'}",
-        "  Dagster UI     make ui",
+        f"  Dagster UI     {home}make ui",
         "",
         "Asked what new products its last four weeks would bring (95 % of resampled users):",
         *(
@@ -153,14 +165,15 @@ def figure(value: float, low: float | None, high: float | None) -> str:
     return f"{value:.4f}" if low is None else f"{value:.4f} ({low:.4f} to {high:.4f})"
 
 
-def redis_line(settings: Settings) -> str:
+def redis_line(settings: Settings, home: str) -> str:
     """How to ask the Redis that was loaded."""
     if settings.redis_url == "off":
         return "off (REDIS_URL=off)"
     if settings.redis_url != "embedded":
         return "the server of REDIS_URL"
     url = (settings.home / "redis" / "url").read_text().strip()
-    return f"{url}  (python -m exports.reader USER --redis {url}; make stop ends it)"
+    ask = f".venv/bin/python -m exports.reader USER --redis {url}"
+    return f"{url}  ({ask}; {home}make stop ends it)"
 
 
 if __name__ == "__main__":
