@@ -94,6 +94,7 @@ _ROWS = {
             case kind
                 when 'bought' then 'Because you bought '
                 when 'put in cart' then 'Because you put in your cart '
+                when 'rated' then 'Because you rated '
                 else 'Because you viewed '
             end || title as reason
         from serving.anchors where {scope}""",
