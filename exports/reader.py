@@ -341,7 +341,7 @@ class _RedisLists:
             raise ReaderError(
                 f"Redis at {self._url} cannot be used: {error}. {remedy}"
                 if remedy
-                else f"Redis at {self._url} does not answer: {error}."
+                else f"Redis at {self._url} does not answer: {str(error).rstrip('.')}."
             ) from error
         self._version = known
         if manifest is None and None in values.values():
