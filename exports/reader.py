@@ -347,7 +347,8 @@ class _RedisLists:
         if manifest is None and None in values.values():
             raise ReaderError(
                 f"Redis at {self._url} names version {known} but has lost its keys: they expired "
-                "or were evicted. Publish again."
+                "or were evicted, or recmart:current was set by hand to a version that is not "
+                "there. Publish again, or roll back."
             )
         if self._fits != known and manifest is not None and _asks_for_users(wanted):
             check = json.loads(manifest).get("pseudonym_check")
