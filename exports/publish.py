@@ -19,6 +19,8 @@ and some the old one; running again finds the content unchanged, verifies the co
 pointers that are left. Why rows go first in 5: they say which versions can be rolled back to.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -54,23 +56,17 @@ def switch_live(
         PublishError: if the version may not go live or its files are not complete.
         RedisLoadError: if Redis does not answer or lacks the version.
     """
-    try:
+    with _followed_by("Readers keep the version they have."):
         files.verify_version_files(published_dir, version, contents=False)
         if redis_url is not None:
             redis_load.require_loaded(version, redis_url=redis_url)
-    except PublishError as error:
-        raise type(error)(f"{error} Readers keep the version they have.") from error
     live = versions.mark_live(
         connection, version, run_id=run_id, happened_at=happened_at, action=action
     )
-    try:
+    with _followed_by(f"Version {version} is live in the tables already: run again, or roll back."):
         files.switch_snapshot(published_dir, version)
         if redis_url is not None:
             redis_load.switch_redis(version, redis_url=redis_url)
-    except PublishError as error:
-        raise type(error)(
-            f"{error} Version {version} is live in the tables already: run again, or roll back."
-        ) from error
     return live
 
 
@@ -135,10 +131,15 @@ def remove_old(
     keep = [each.version for each in versions.kept_versions(connection)]
     files.remove_version_files(published_dir, keep=keep)
     if redis_url is not None:
-        try:
+        with _followed_by("The version is live; the next run takes the old ones out of Redis."):
             redis_load.remove_versions(redis_url=redis_url, keep=keep)
-        except PublishError as error:
-            raise type(error)(
-                f"{error} The version is live; the next run takes the old ones out of Redis."
-            ) from error
     return removed
+
+
+@contextmanager
+def _followed_by(sentence: str) -> Iterator[None]:
+    """Errors of the block end with what readers see, which depends on the step."""
+    try:
+        yield
+    except PublishError as error:
+        raise type(error)(f"{error} {sentence}") from error

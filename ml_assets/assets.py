@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import dagster as dg
@@ -474,7 +474,8 @@ def lists(
         )
         texts = table["marts.products"].sort("product_id")["text"]
         written = table["staging.merchandising_rules"]
-        relations = partial(make_relations, connection, as_of)
+        # Once for the rules of the day and those to come.
+        relations = cache(partial(make_relations, connection, as_of))
         try:
             active = active_rules(written, as_of=as_of)
             rules = compile_rules(

@@ -400,7 +400,7 @@ def _problems_of_explores(
 ) -> Iterator[str]:
     if not explores:
         return
-    places = np.sum([each.any(axis=1) * _value(rules[number]) for number, each in explores], axis=0)
+    places = _asked_for(explores, rules)
     if (places >= top_n).any():
         names = " and ".join(f"rule {rules[number].rule_id}" for number, _ in explores)
         yield f"{names}: explore takes {places.max():.0f} of {top_n} places"
@@ -411,11 +411,15 @@ def _problems_of_quotas(
 ) -> Iterator[str]:
     if not quotas:
         return
-    shares = [each.any(axis=1) * _value(rules[number]) for number, each in quotas]
-    asked_for = np.sum(shares, axis=0)
+    asked_for = _asked_for(quotas, rules)
     if (asked_for > 1 + 1e-9).any():
         names = ", ".join(rules[number].rule_id for number, _ in quotas)
         yield f"rules {names}: quotas add up to {asked_for.max():.0%} of a list"
+
+
+def _asked_for(numbered: Sequence[tuple[int, np.ndarray]], rules: Sequence[Rule]) -> np.ndarray:
+    """`(n_groups,)`: what the rules that have products for a group ask for, added up."""
+    return np.sum([each.any(axis=1) * _value(rules[number]) for number, each in numbered], axis=0)
 
 
 def _hidden(

@@ -41,7 +41,7 @@ def switch_back(
     """Switch, and note it with the asset serving/live."""
     try:
         with warehouse.connect() as connection:
-            live = _switch_back(
+            _, live = _switch_back(
                 connection,
                 config.version,
                 published_dir=publishing.published,
@@ -77,9 +77,11 @@ def _switch_back(
     published_dir: Path,
     redis_url: str | None,
     run_id: str,
-) -> Version:
+) -> tuple[Version | None, Version]:
+    """The versions that were live before and after."""
     versions.ensure_schema(connection)
-    return publish.roll_back(
+    before = versions.live_version(connection)
+    live = publish.roll_back(
         connection,
         version or versions.version_before(connection),
         published_dir=published_dir,
@@ -88,6 +90,7 @@ def _switch_back(
         run_id=run_id,
         happened_at=now(),
     )
+    return before, live
 
 
 def main() -> int:
@@ -106,10 +109,8 @@ def main() -> int:
             )
         redis_url = address(settings.redis_url, settings.home)
         with settings.warehouse.held(), settings.warehouse.connect() as connection:
-            versions.ensure_schema(connection)
-            before = versions.live_version(connection)
             started = time.perf_counter()
-            live = _switch_back(
+            before, live = _switch_back(
                 connection,
                 version,
                 published_dir=settings.published,
