@@ -1,8 +1,8 @@
 """Taking a user out of everything recmart keeps (GDPR Art. 17), and the proof that it is done.
 
 Belongs here: tables of all layers, files, Redis. Does not belong here: reading who asked for it
-(`orchestration/landing/erasure.py`), refusing what arrives later (`orchestration/landing/ingest.py`
-with `is_erased`).
+(`orchestration/landing/erasure.py`), refusing what arrives later with `is_erased`
+(`orchestration/landing/raw_tables.py`).
 
 What is left of a user is a keyed hash of the id in raw.erased_users, so that later events can be
 refused without knowing whom they are of. Landed rows stay as empty rows, so that arrived = accepted
@@ -28,7 +28,7 @@ import duckdb
 from exports import files, redis_load, versions
 from exports.errors import PublishError
 from exports.redis_server import EmbeddedRedis
-from ml_assets.warehouse import transaction
+from ml_assets.warehouse import path_literal, transaction
 
 REASON = "the user was erased"
 # What is left of a landed row, as its attributes. Staging refuses it by this mark.
@@ -322,9 +322,9 @@ def compact(path: Path) -> None:
     shutil.rmtree(path.with_name(f"{path.name}.tmp"), ignore_errors=True)
     try:
         with duckdb.connect() as connection:
-            connection.execute(f"attach '{_quoted(path)}' as old")
+            connection.execute(f"attach {path_literal(path)} as old")
             connection.execute("checkpoint old")
-            connection.execute(f"attach '{_quoted(fresh)}' as fresh")
+            connection.execute(f"attach {path_literal(fresh)} as fresh")
             connection.execute("copy from database old to fresh")
             connection.execute("detach old")
             connection.execute("checkpoint fresh")
@@ -340,10 +340,6 @@ def compact(path: Path) -> None:
         ) from error
     finally:
         fresh.unlink(missing_ok=True)
-
-
-def _quoted(path: Path) -> str:
-    return str(path).replace("'", "''")
 
 
 def certify(
@@ -453,13 +449,14 @@ def _left_in_files(
 ) -> list[_Found]:
     found = []
     for path in sorted(published_dir.glob("versions/*/*.parquet")):
-        described = connection.execute(f"describe from '{_quoted(path)}'").fetchall()
+        described = connection.execute(f"describe from {path_literal(path)}").fetchall()
         if "user_id" not in {row[0] for row in described}:
             continue
         name = path.relative_to(published_dir)
         query = f"select count(*) from '{name}' where user_id = $user_id"
         ((n_left,),) = connection.execute(
-            f"select count(*) from '{_quoted(path)}' where user_id = $user_id", {"user_id": user_id}
+            f"select count(*) from {path_literal(path)} where user_id = $user_id",
+            {"user_id": user_id},
         ).fetchall()
         found.append((f"file {name}", query, n_left))
     for path in sorted(published_dir.glob(f"versions/*/{files.SNAPSHOT}")):

@@ -42,6 +42,7 @@ from exports.versions import (
     order_sql,
     staged_fingerprints,
 )
+from ml_assets.warehouse import path_literal
 
 SNAPSHOT = "recmart.duckdb"
 MANIFEST = "manifest.json"
@@ -287,7 +288,7 @@ def _write_parquet(
                 fingerprint(
                     cursor,
                     surface,
-                    f"read_parquet({_quoted(folder / f'{surface.name}.parquet')})",
+                    f"read_parquet({path_literal(folder / f'{surface.name}.parquet')})",
                 )
                 for surface in SURFACES
             ],
@@ -373,18 +374,13 @@ def _attached(
     with connection.cursor() as cursor:
         ((warehouse,),) = cursor.execute("select current_database()").fetchall()
         # The format of 1.4: older clients of analysts cannot open 2.0 files, newer ones open both.
-        cursor.execute(f"attach {_quoted(path)} as {name} (storage_version 'v1.4.0')")
+        cursor.execute(f"attach {path_literal(path)} as {name} (storage_version 'v1.4.0')")
         try:
             yield cursor, name
             cursor.execute(f"checkpoint {name}")
         finally:
             cursor.execute(f'use "{warehouse}"')
             cursor.execute(f"detach {name}")
-
-
-def _quoted(path: Path) -> str:
-    # ATTACH and COPY take no parameter for the path.
-    return "'" + str(path).replace("'", "''") + "'"
 
 
 def _sha256(path: Path) -> str:

@@ -1,7 +1,7 @@
 """Customers' ids as keyed hashes: what the warehouse holds in their place, and how it is asked.
 
 Belongs here: the key, the hash in Python and in SQL, and that one home has one key. Does not belong
-here: replacing what arrives (`orchestration/landing/ingest.py`).
+here: replacing what arrives (`orchestration/landing/raw_tables.py`).
 
 The hash is HMAC-SHA-256 (RFC 2104), the first 32 of its 64 hexadecimal digits; 128 bits do not meet
 by chance for any shop. The HMAC's key is the SHA-256 of what is configured, so that SQL can make it

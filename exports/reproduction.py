@@ -19,6 +19,7 @@ from exports.versions import (
     source_sql,
     staged_fingerprints,
 )
+from ml_assets.warehouse import path_literal
 
 SHOWN_ROWS = 3
 
@@ -74,8 +75,7 @@ def compare(
     found = source_fingerprints(rebuilt, popular_depth)
     with duckdb.connect(str(warehouse), read_only=True) as connection:
         made = {each.surface: each for each in staged_fingerprints(connection, version.version)}
-    quoted = str(warehouse).replace("'", "''")
-    rebuilt.execute(f"attach '{quoted}' as kept (read_only)")
+    rebuilt.execute(f"attach {path_literal(warehouse)} as kept (read_only)")
     try:
         compared = []
         for surface, now in zip(SURFACES, found, strict=True):

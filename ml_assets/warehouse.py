@@ -129,6 +129,11 @@ def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
         raise
 
 
+def path_literal(path: Path) -> str:
+    """A path as SQL has it in ATTACH, COPY and `from`, which take no parameter for it."""
+    return "'" + str(path).replace("'", "''") + "'"
+
+
 def read_table(
     connection: duckdb.DuckDBPyConnection, table: str, columns: list[str] | None = None
 ) -> pl.DataFrame:

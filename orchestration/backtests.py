@@ -21,7 +21,7 @@ import polars as pl
 
 from ml_assets.folds import TABLES, Fold, read_fold, write_fold
 from ml_assets.frames import RECOMMENDATIONS
-from ml_assets.warehouse import Warehouse, read_table
+from ml_assets.warehouse import Warehouse, path_literal, read_table
 from orchestration.settings import DBT_PROJECT_DIR, Settings
 
 Progress = Callable[[str], None]
@@ -165,9 +165,8 @@ def _scratch(settings: Settings, day: date) -> Iterator[Settings]:
 
 
 def _copy_raw(warehouse: Warehouse, path: Path) -> None:
-    quoted = str(path).replace("'", "''")
     with warehouse.connect() as connection:
-        connection.execute(f"attach '{quoted}' as past")
+        connection.execute(f"attach {path_literal(path)} as past")
         connection.execute("create schema past.raw")
         tables = connection.execute(
             "select table_name from information_schema.tables"

@@ -41,7 +41,7 @@ from exports.origins import (
 )
 from exports.versions import Version
 from ml_assets.threads import n_threads
-from ml_assets.warehouse import WarehouseBusyError
+from ml_assets.warehouse import WarehouseBusyError, path_literal
 from orchestration.processes import end_process
 from orchestration.settings import (
     CONFIG_FILES,
@@ -363,9 +363,8 @@ def _recommender(version: Version) -> dict[str, Any]:
 
 
 def _keep_names_and_erasures(settings: Settings, scratch: Settings) -> None:
-    quoted = str(settings.warehouse.path).replace("'", "''")
     with scratch.warehouse.connect() as connection:
-        connection.execute(f"attach '{quoted}' as kept (read_only)")
+        connection.execute(f"attach {path_literal(settings.warehouse.path)} as kept (read_only)")
         connection.execute("create schema raw")
         for table in ("erased_users", "erasure_key", "pseudonym_check"):
             connection.execute(f"create table raw.{table} as from kept.raw.{table}")

@@ -18,9 +18,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestration.landing import ingest
-from orchestration.landing.contract import LandingError
-from orchestration.landing.ingest import IngestSummary, check_event_types, ingest_folder
+from orchestration.landing import lines as landing_lines
+from orchestration.landing.contract import ENTITIES, LandingError, LandingFile
+from orchestration.landing.csv_files import read_csv_carefully, read_plain_csv
+from orchestration.landing.ingest import check_event_types, ingest_folder
+from orchestration.landing.raw_tables import NotPlainError, create_raw_tables
+from orchestration.landing.registry import IngestSummary
 
 RECEIVED_AT = datetime(2024, 3, 1, 6, 0)
 HEADER = "user_id,product_id,event_type,event_ts"
@@ -437,7 +440,7 @@ def test_lines_may_end_in_lf_and_in_cr_lf_and_another_cr_is_part_of_a_value(ware
 
 def test_a_very_long_line_is_loaded_and_a_monstrous_one_is_malformed(warehouse, shop, monkeypatch):
     # DuckDB's own limit is 2,000,000 bytes.
-    monkeypatch.setattr(ingest, "_LONGEST_LINE", 3_500_000)
+    monkeypatch.setattr(landing_lines, "_LONGEST_LINE", 3_500_000)
     long, monstrous = "x" * 3_000_000, "y" * 4_000_000
     write(shop / "events" / "a.csv", f"{HEADER},note\n{EVENT},{long}\n{EVENT},ok\n")
     write(shop / "events" / "b.csv", f"{HEADER},note\n{EVENT},{monstrous}\n{EVENT},ok\n")
@@ -484,17 +487,15 @@ def read_titles(
     warehouse: duckdb.DuckDBPyConnection, path: Path, text: str, *, is_quick: bool
 ) -> tuple[list[Any], list[Any]] | None:
     """Read a products file in one of the two ways: the rows and the malformed lines."""
-    file = ingest.LandingFile(
-        write(path, text), "products/a.csv", ingest.ENTITIES["products"], "csv"
-    )
-    read = ingest._read_plain_csv if is_quick else ingest._read_csv_carefully
-    ingest._create_raw_tables(warehouse)
+    file = LandingFile(write(path, text), "products/a.csv", ENTITIES["products"], "csv")
+    read = read_plain_csv if is_quick else read_csv_carefully
+    create_raw_tables(warehouse)
     warehouse.execute("begin")
     try:
         read(warehouse, file)
         rows = warehouse.execute("select source_row, product_id, title from raw.products")
         return sorted(rows.fetchall()), malformed(warehouse)
-    except ingest._NotPlainError:
+    except NotPlainError:
         return None
     finally:
         warehouse.execute("rollback")

@@ -1,6 +1,6 @@
 """What a shop hands us: its files, their columns, and the weights of its event types.
 
-What is in the files is read next door, in ingest.py.
+What is in the files is read next door: ingest.py, with a module for each format.
 """
 
 import csv
@@ -110,6 +110,8 @@ FORMATS: Mapping[str, str] = {
     ".parquet": "parquet",
 }
 
+# How much of an error, or of what is wrong, a message says.
+LONGEST_ERROR = 500
 LAYOUT = (
     "Expected are the folders events/ and products/, and optionally users/, each with files that "
     f"end in {', '.join(FORMATS)}; or an adapter.sql that defines the views events and products"
@@ -332,3 +334,9 @@ def _is_number(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says first; damaged files get their bytes into messages of readers."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line[:LONGEST_ERROR])
