@@ -122,7 +122,7 @@ stop: $(READY)
 	$(BIN)/python -m exports.redis_server stop
 
 lock: $(READY)
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra ranker --universal --fork-strategy fewest \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --fork-strategy fewest \
 		--python-version 3.11 --generate-hashes --custom-compile-command "make lock" \
 		-o requirements.lock
 	$(BIN)/uv pip compile --group bench --constraints requirements.lock --universal \

@@ -27,6 +27,7 @@ import scipy.sparse as sp
 from bench_measure import machine
 from bench_shops import OTHERS as OTHER_SHOPS
 from bench_shops import Shop, online_retail
+from learned_ranker import Ranker, examples, fit_ranker, ranked_lists
 from lines import Line, line_in, why_it_failed
 
 from ml_assets.assets import RecommenderSettings
@@ -46,7 +47,6 @@ from ml_assets.comparison import (
 )
 from ml_assets.evaluation import CUTOFFS
 from ml_assets.folds import Fold as FoldTables
-from ml_assets.ranker import Ranker, examples, fit_ranker, ranked_lists
 from ml_assets.tuning import BLEND_SPACE, SPACES, TRIALS, best_trial, search
 from orchestration.backtests import get_fold
 from orchestration.settings import REPOSITORY

@@ -1,6 +1,5 @@
 """A learned order: what it looks at, that it learns from it, and that it can be repeated."""
 
-import sys
 from datetime import date
 
 import numpy as np
@@ -8,13 +7,13 @@ import polars as pl
 import pytest
 import scipy.sparse as sp
 from frames_for_tests import SETTINGS, checkerboard, popularity_of, products_of, signals_of
+from learned_ranker import Examples, examples, fit_ranker, ranked_lists
 from test_backtest import OWN_NUMBER
 
 from ml_assets.backtest import look_back
 from ml_assets.comparison import fit_sources, opinions_on
 from ml_assets.item_item import NOTHING
-from ml_assets.ranker import Examples, examples, fit_ranker, ranked_lists
-from ml_assets.signal_matrix import CannotFitError, TooLittleDataError
+from ml_assets.signal_matrix import TooLittleDataError
 
 N = 12
 PRODUCTS = products_of({f"{i:03}": f"{'odd' if i % 2 else 'even'} n{i}" for i in range(N)})
@@ -133,13 +132,6 @@ def test_a_fold_without_answers_teaches_nothing():
 
     with pytest.raises(TooLittleDataError, match="no user"):
         fit_ranker([silent], seed=0)
-
-
-def test_without_the_extra_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "lightgbm", None)
-
-    with pytest.raises(CannotFitError, match=r"recmart\[ranker\]"):
-        fit_ranker([taught(5, seed=1)], seed=0)
 
 
 def test_what_is_asked_stays_as_it_was(fold):

@@ -1,8 +1,8 @@
 """A learned order of candidates: gradient-boosted trees over what is known of user and product.
 
 The blend adds up what models say. A ranker also sees who is asked and what is on offer, and may
-find that one model is to be trusted here and another one there. It needs `lightgbm`, an optional
-extra. Method: LambdaMART, Burges, "From RankNet to LambdaRank to LambdaMART" (MSR-TR-2010-82), in
+find that one model is to be trusted here and another one there. `make accuracy` tries it beside the
+blend. Method: LambdaMART, Burges, "From RankNet to LambdaRank to LambdaMART" (MSR-TR-2010-82), in
 the implementation of Ke et al., "LightGBM" (NeurIPS 2017).
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import lightgbm
 import numpy as np
 import polars as pl
 import scipy.sparse as sp
@@ -18,7 +19,6 @@ from ml_assets.backtest import Past
 from ml_assets.blending import Fold
 from ml_assets.item_item import NOTHING
 from ml_assets.signal_matrix import (
-    CannotFitError,
     SignalMatrix,
     TooLittleDataError,
     entry_keys,
@@ -199,15 +199,8 @@ def fit_ranker(folds: Sequence[Examples], *, seed: int) -> Ranker:
         seed: Of the draws of features.
 
     Raises:
-        CannotFitError: if lightgbm is not installed.
         TooLittleDataError: if no user of the folds has anything to find among the candidates.
     """
-    try:
-        import lightgbm
-    except ImportError as error:
-        raise CannotFitError(
-            "a learned ranker needs lightgbm: pip install 'recmart[ranker]'"
-        ) from error
     kept = [_with_answers(fold) for fold in folds]
     features = np.vstack([each.features for each in kept])
     if len(features) == 0:
