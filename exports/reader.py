@@ -172,7 +172,7 @@ class Reader:
         return self._merged({"again": [self._name(user_id)]}, k)
 
     def because(self, user_id: str, k: int = 8, n_anchors: int = 3) -> list[Shelf]:
-        """Rows of products for what the user bought, put in the cart or viewed last.
+        """Rows of products for what the user bought, put in the cart, rated or viewed last.
 
         Each row has up to k products: bought together with the anchor, then viewed together, then
         similar; none that the user bought, none twice. An anchor with nothing to show is passed

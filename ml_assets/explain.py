@@ -328,6 +328,7 @@ _EXPLAINED = """
         case
             when past.n_purchases > 0 then 'bought'
             when past.n_carts > 0 then 'put in the cart'
+            when past.is_only_rated then 'rated'
             when past.product_id is not null then 'viewed'
             else shares.what
         end as what,

@@ -18,6 +18,7 @@ SIGNALS = _frame(
     relative_weight=pl.Float64,
     n_carts=pl.Int32,
     n_purchases=pl.Int32,
+    is_only_rated=pl.Boolean,
     is_training=pl.Boolean,
 )
 

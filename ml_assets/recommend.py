@@ -25,6 +25,7 @@ from ml_assets.signal_matrix import (
     BOUGHT,
     LOOKED_AT,
     PUT_IN_CART,
+    RATED,
     SignalMatrix,
     available_items,
 )
@@ -34,6 +35,7 @@ REASONS = {
     BOUGHT: "Because you bought ",
     PUT_IN_CART: "Because you put in your cart ",
     LOOKED_AT: "Because you viewed ",
+    RATED: "Because you rated ",
 }
 
 

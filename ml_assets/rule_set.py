@@ -15,8 +15,8 @@ import scipy.sparse as sp
 
 from ml_assets.signal_matrix import (
     BOUGHT,
-    LOOKED_AT,
     PUT_IN_CART,
+    RATED,
     SignalMatrix,
     entry_keys,
     only_entries,
@@ -27,7 +27,8 @@ from ml_assets.signal_matrix import (
 MOST_CELLS = 20_000_000
 NOBODY = -1
 # What a repeat rule can be about, in its by_column.
-EVENTS = {"purchase": BOUGHT, "add_to_cart": PUT_IN_CART, "view": LOOKED_AT}
+# Whoever rated a product has seen it.
+EVENTS = {"purchase": BOUGHT, "add_to_cart": PUT_IN_CART, "view": RATED}
 
 
 class RulesError(ValueError):

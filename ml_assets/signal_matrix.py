@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import scipy.sparse as sp
 
-LOOKED_AT, PUT_IN_CART, BOUGHT = 0, 1, 2
+RATED, LOOKED_AT, PUT_IN_CART, BOUGHT = 0, 1, 2, 3
 
 
 class CannotFitError(ValueError):
@@ -30,7 +30,7 @@ class SignalMatrix:
         history: The same entries, as of each user's own last active day: it stays as it is until
             the user does something, and so do lists that are made from it.
         kinds: Aligned with `weights.data`: the strongest thing the user did, one of
-            `LOOKED_AT`, `PUT_IN_CART`, `BOUGHT`.
+            `RATED`, `LOOKED_AT`, `PUT_IN_CART`, `BOUGHT`.
         trains_on_user: `(n_users,)` bool, false for outliers: they are served, but not learned
             from.
     """
@@ -115,8 +115,12 @@ def build_signal_matrix(
     places.sort_indices()
     order, indices, indptr = places.data, places.indices, places.indptr
     kinds = np.select(
-        [signals["n_purchases"].to_numpy() > 0, signals["n_carts"].to_numpy() > 0],
-        [BOUGHT, PUT_IN_CART],
+        [
+            signals["n_purchases"].to_numpy() > 0,
+            signals["n_carts"].to_numpy() > 0,
+            signals["is_only_rated"].to_numpy(),
+        ],
+        [BOUGHT, PUT_IN_CART, RATED],
         default=LOOKED_AT,
     ).astype(np.int8)
     weights, history = (

@@ -69,7 +69,8 @@ def temporal_folds(connection: duckdb.DuckDBPyConnection, days: tuple[str, ...])
                 user_id, product_id,
                 sum(weight * 0.5 ** (($day - event_on) / $half_life)) as weight,
                 sum(weight * 0.5 ** ((user_last_on - event_on) / $half_life)) as relative_weight,
-                0 as n_carts, 1 as n_purchases, true as is_training
+                0 as n_carts, 1 as n_purchases,
+                false as is_only_rated, true as is_training
             from seen group by all
             """,
             params={"day": day, "half_life": float(HALF_LIFE_DAYS)},
@@ -127,7 +128,12 @@ def gowalla(folder: Path) -> DataSet:
     """The published split of Gowalla (BARS id Gowalla_m1); the test part is asked once."""
     train, test = (_pairs(folder / f"{part}.txt.gz") for part in ("train", "test"))
     signals = train.with_columns(
-        weight=1.0, relative_weight=1.0, n_carts=0, n_purchases=1, is_training=True
+        weight=1.0,
+        relative_weight=1.0,
+        n_carts=0,
+        n_purchases=1,
+        is_only_rated=False,
+        is_training=True,
     )
     return DataSet("Gowalla", "the published test part", [_fold(signals, test)])
 

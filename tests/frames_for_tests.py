@@ -72,6 +72,7 @@ def signals_of(pairs: list[tuple[str, str]], *, weight: float = 1.0, bought: boo
             "relative_weight": weight,
             "n_carts": 0,
             "n_purchases": int(bought),
+            "is_only_rated": False,
             "is_training": True,
         },
         schema_overrides=SIGNALS,

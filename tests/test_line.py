@@ -218,12 +218,29 @@ def test_an_explanation_names_what_the_user_did_and_its_share(shop):
     for name, _, what, share in rows:
         if name is not None:
             of_product[name] = of_product.get(name, 0.0) + share
-            assert what in ("bought", "put in the cart", "viewed")
+            assert what in ("bought", "put in the cart", "rated", "viewed")
         else:
             assert what == "an average product" and share < 0
     # The reason that is published is the product of the largest share.
     of_product.pop(product, None)
     assert max(of_product, key=lambda name: of_product[name]) == because
+
+
+def test_a_reason_says_the_strongest_thing_that_the_user_did(shop):
+    line, _ = shop
+    did = (
+        "case when n_purchases > 0 then 'bought' when n_carts > 0 then 'put in your cart'"
+        " when n_views + n_clicks > 0 then 'viewed' else 'rated' end"
+    )
+
+    found = line.query(
+        f"select {did} as did, bool_and(starts_with(reason, 'Because you ' || did || ' '))"
+        " from ml.recommendations as lists join marts.signals as past"
+        " on past.user_id = lists.user_id and past.product_id = because_product_id"
+        " where source in ('hybrid', 'content') group by did order by did"
+    )
+
+    assert found == [(did, True) for did in ("bought", "put in your cart", "viewed")]
 
 
 def test_the_shares_of_single_days_add_up_to_the_score_as_well(shop):

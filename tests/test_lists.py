@@ -115,6 +115,7 @@ def drawn_signals(rng, users, products, share):
             "relative_weight": 1 + rng.exponential(size=len(pairs)),
             "n_carts": kind == 1,
             "n_purchases": kind == 2,
+            "is_only_rated": False,
             "is_training": True,
         },
         schema_overrides={name: SIGNALS[name] for name in ("user_id", "product_id")},

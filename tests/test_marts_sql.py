@@ -428,12 +428,18 @@ def test_signals_count_what_is_left_of_each_type(marts: Marts, days: list[Day]):
             has_strength.add(pair)
     outliers = _flagged(marts, "outlier_since", AS_OF)
     expected = sorted(
-        (*pair, last_at[pair], *counts[pair].values(), pair[0] not in outliers)
+        (
+            *pair,
+            last_at[pair],
+            *counts[pair].values(),
+            bool(counts[pair]["rating"] and not counts[pair]["view"] + counts[pair]["click"]),
+            pair[0] not in outliers,
+        )
         for pair in has_strength
     )
     columns = (
         "user_id, product_id, last_at, n_views, n_clicks, n_carts, n_purchases, n_ratings,"
-        " is_training"
+        " is_only_rated, is_training"
     )
     assert marts.rows("signals", columns) == expected
 

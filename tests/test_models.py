@@ -30,6 +30,7 @@ from ml_assets.signal_matrix import (
     BOUGHT,
     LOOKED_AT,
     PUT_IN_CART,
+    RATED,
     CannotFitError,
     SignalMatrix,
     TooLittleDataError,
@@ -616,18 +617,23 @@ def test_the_strongest_thing_a_user_did_is_kept():
     signals = pl.concat(
         [
             signals_of([("u", "bought")]),
-            signals_of([("u", "in cart"), ("u", "seen")], bought=False),
+            signals_of([("u", "in cart"), ("u", "rated"), ("u", "seen")], bought=False),
         ]
-    ).with_columns(n_carts=pl.when(pl.col("product_id") == "in cart").then(1).otherwise(0))
+    ).with_columns(
+        n_carts=pl.when(pl.col("product_id") == "in cart").then(1).otherwise(0),
+        is_only_rated=pl.col("product_id") == "rated",
+    )
 
     matrix = build_signal_matrix(
         signals, user_ids=signals["user_id"], product_ids=signals["product_id"]
     )
 
-    assert_series_equal(matrix.product_ids, pl.Series("product_id", ["bought", "in cart", "seen"]))
-    assert matrix.kinds.tolist() == [BOUGHT, PUT_IN_CART, LOOKED_AT]
-    assert matrix.bought.toarray().tolist() == [[1, 0, 0]]
-    assert matrix.touched.toarray().tolist() == [[1, 1, 1]]
+    assert_series_equal(
+        matrix.product_ids, pl.Series("product_id", ["bought", "in cart", "rated", "seen"])
+    )
+    assert matrix.kinds.tolist() == [BOUGHT, PUT_IN_CART, RATED, LOOKED_AT]
+    assert matrix.bought.toarray().tolist() == [[1, 0, 0, 0]]
+    assert matrix.touched.toarray().tolist() == [[1, 1, 1, 1]]
 
 
 def test_weight_is_of_today_and_history_of_the_users_last_active_day():

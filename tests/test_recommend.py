@@ -242,10 +242,13 @@ def test_what_was_bought_or_is_gone_is_never_shown_but_what_was_looked_at_may_be
 
 
 @FAMILIES
-def test_a_user_who_only_looked_gets_a_list_from_what_they_looked_at(family):
+@pytest.mark.parametrize(("is_only_rated", "did"), [(False, "viewed"), (True, "rated")])
+def test_a_user_who_only_looked_gets_a_list_from_what_they_looked_at(family, is_only_rated, did):
     signals, users, products, popularity = shop()
     users = pl.concat([users, users_of({"looker": None})])
-    views = signals_of([("looker", "002"), ("looker", "004")], bought=False)
+    views = signals_of([("looker", "002"), ("looker", "004")], bought=False).with_columns(
+        is_only_rated=pl.lit(is_only_rated)
+    )
 
     _, rows = lists_for(
         pl.concat([signals, views]), users, products, popularity, top_n=3, family=family
@@ -254,7 +257,7 @@ def test_a_user_who_only_looked_gets_a_list_from_what_they_looked_at(family):
     looker = rows.filter(pl.col("user_id") == "looker")
     assert looker["source"].to_list() == ["hybrid"] * 3
     assert {int(product) % 2 for product in looker["product_id"]} == {0}
-    assert looker["reason"].str.starts_with("Because you viewed even thing").any()
+    assert looker["reason"].str.starts_with(f"Because you {did} even thing").any()
 
 
 def test_the_chain_goes_from_category_to_segment_to_trending_to_popular():

@@ -64,7 +64,7 @@ def matrix_of(*entries):
     return build_signal_matrix(
         pl.DataFrame(
             [
-                (user, product, 1.0, 1.0, carts, bought, True)
+                (user, product, 1.0, 1.0, carts, bought, False, True)
                 for user, product, carts, bought in entries
             ],
             schema=SIGNALS,

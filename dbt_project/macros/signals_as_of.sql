@@ -133,6 +133,7 @@ select
     n_carts,
     n_purchases,
     n_ratings,
+    n_ratings > 0 and n_views + n_clicks = 0 as is_only_rated,
     is_training
 from faded
 where faded_weight >= 1e-9 or n_purchases > 0

@@ -29,8 +29,7 @@ recent as (
         catalogue.product_number,
         signals.n_purchases > 0 as is_bought,
         signals.n_carts > 0 as is_in_cart,
-        -- Whoever looked and gave one star looked.
-        signals.n_ratings > 0 and signals.n_views + signals.n_clicks = 0 as is_rated,
+        signals.is_only_rated,
         signals.last_at,
         row_number() over (
             partition by signals.user_id
@@ -105,7 +104,7 @@ select
     case
         when ranked.is_bought then 'bought'
         when ranked.is_in_cart then 'put in cart'
-        when ranked.is_rated then 'rated'
+        when ranked.is_only_rated then 'rated'
         else 'viewed'
     end as kind,
     ranked.last_at
