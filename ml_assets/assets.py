@@ -835,9 +835,10 @@ def sample(
 
 
 def markdown_table(frame: pl.DataFrame) -> str:
-    """A small frame as Markdown."""
+    """A small frame as Markdown; line ends in a cell become blanks, because they end its row."""
     lines = ["| " + " | ".join(frame.columns) + " |", "|---" * len(frame.columns) + "|"]
     for row in frame.iter_rows():
-        cells = ["" if cell is None else str(cell).replace("|", "\\|") for cell in row]
+        texts = ("" if cell is None else str(cell).replace("|", "\\|") for cell in row)
+        cells = [" ".join(text.splitlines()) for text in texts]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
+from ml_assets.assets import markdown_table
 from ml_assets.content import product_vectors, text_neighbours, tfidf
 from ml_assets.frames import CANDIDATES, RECOMMENDATIONS, SIMILAR_PRODUCTS
 from ml_assets.item_item import NOTHING
@@ -536,3 +537,9 @@ def test_models_of_two_families_cannot_be_blended():
 
     with pytest.raises(ValueError, match="a factor model and an item-item model"):
         proposed_for(mixed, matrix, k=3)
+
+
+def test_a_cell_of_a_markdown_table_stays_in_its_row():
+    frame = pl.DataFrame({"title": ["a|b", "two\nlines"], "n": [1, None]})
+
+    assert markdown_table(frame) == "| title | n |\n|---|---|\n| a\\|b | 1 |\n| two lines |  |"
