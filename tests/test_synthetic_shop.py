@@ -15,10 +15,10 @@ from orchestration.landing.synthetic_shop import (
     EVENT_TYPES,
     ShopSettingsError,
     ShopSummary,
-    main,
-    parse_dirt,
     write_shop,
 )
+from orchestration.landing.synthetic_shop.__main__ import main
+from orchestration.landing.synthetic_shop.dirt import parse_dirt
 
 SETTINGS: dict[str, Any] = {
     "n_users": 600,
@@ -294,7 +294,7 @@ def test_tiny_shops_have_the_events_that_were_asked_for(tmp_path, sizes):
 
 
 def test_a_month_with_too_many_rows_becomes_several_files(tmp_path, monkeypatch):
-    monkeypatch.setattr("orchestration.landing.synthetic_shop.MAX_ROWS_PER_CHUNK", 4_000)
+    monkeypatch.setattr("orchestration.landing.synthetic_shop.sessions.MAX_ROWS_PER_CHUNK", 4_000)
 
     shop = shop_at(tmp_path, n_days=31)
 
